@@ -1,0 +1,202 @@
+//! What a run is to do: validated once, immutable, no I/O.
+//!
+//! `cli` makes a [`Config`] out of what was typed; everything behind it trusts the values.
+
+use crate::outbound::rule::Rule;
+use crate::stack::{EchoMode, StackConfig};
+use crate::time::Duration;
+use core::fmt;
+use core::net::{IpAddr, SocketAddr};
+
+/// A network: address and prefix length, host bits as given.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Cidr {
+    /// The address.
+    pub addr: IpAddr,
+    /// Prefix length: at most 32 or 128.
+    pub prefix: u8,
+}
+
+impl Cidr {
+    /// The network `addr`/`prefix`; `None` when the prefix is longer than the address.
+    pub fn new(addr: IpAddr, prefix: u8) -> Option<Cidr> {
+        let longest = if addr.is_ipv4() { 32 } else { 128 };
+        (prefix <= longest).then_some(Cidr { addr, prefix })
+    }
+
+    /// The network of one address.
+    pub fn host(addr: IpAddr) -> Cidr {
+        Cidr { addr, prefix: if addr.is_ipv4() { 32 } else { 128 } }
+    }
+
+    /// Whether `addr` lies in the network. Families never match each other.
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        match (self.addr, addr) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => same_prefix(a.to_bits().into(), b.to_bits().into(), 32, self.prefix),
+            (IpAddr::V6(a), IpAddr::V6(b)) => same_prefix(a.to_bits(), b.to_bits(), 128, self.prefix),
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
+fn same_prefix(a: u128, b: u128, width: u32, prefix: u8) -> bool {
+    (a ^ b).checked_shr(width - u32::from(prefix)).unwrap_or(0) == 0
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.prefix)
+    }
+}
+
+/// User and password (RFC 1929), each 1 to 255 octets. Never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// User name.
+    pub user: String,
+    /// Password.
+    pub password: String,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(..)")
+    }
+}
+
+/// A SOCKS5 server, its name resolved once, outside the tunnel, and pinned.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Proxy {
+    /// Where it listens.
+    pub addr: SocketAddr,
+    /// What it wants to hear.
+    pub credentials: Option<Credentials>,
+}
+
+/// When the SYN-ACK is sent (`--accept`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Accept {
+    /// After the outbound has connected: a refused port stays refused.
+    #[default]
+    Late,
+    /// At once; the outbound is dialled when the handshake is complete.
+    Early,
+}
+
+/// How datagrams leave (`--udp`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UdpMode {
+    /// Through the proxy; refused with ICMP when it cannot.
+    #[default]
+    Auto,
+    /// Through the proxy.
+    Socks5,
+    /// Through the egress interface.
+    Direct,
+    /// Refused with ICMP.
+    Reject,
+}
+
+/// Limits and policy of the sans-IO engine.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// The stack's own limits.
+    pub stack: StackConfig,
+    /// Proxies in order of preference; the next is tried when one cannot be reached.
+    pub proxies: Vec<Proxy>,
+    /// Routing decisions, first match wins; what matches none goes to the proxy.
+    pub rules: Vec<Rule>,
+    /// When the SYN-ACK is sent.
+    pub accept: Accept,
+    /// How datagrams leave.
+    pub udp: UdpMode,
+    /// Where port-53 datagrams go instead of where the app sent them (`--dns-server`).
+    pub dns_server: Option<SocketAddr>,
+    /// UDP mappings at once (`--max-udp`).
+    pub max_udp: usize,
+    /// Idle time of a UDP mapping (`--udp-idle`).
+    pub udp_idle: Duration,
+    /// Time for dialling plus handshake (`--connect-timeout`).
+    pub connect_timeout: Duration,
+    /// Connections to the proxy that are kept past the method negotiation (`--pool`).
+    pub pool: usize,
+    /// DNS transactions tracked at once.
+    pub max_dns: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> EngineConfig {
+        EngineConfig {
+            stack: StackConfig { echo: EchoMode::Reply, ..StackConfig::default() },
+            proxies: Vec::new(),
+            rules: Vec::new(),
+            accept: Accept::Late,
+            udp: UdpMode::Auto,
+            dns_server: None,
+            max_udp: 16_384,
+            udp_idle: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(10),
+            pool: 4,
+            max_dns: 4_096,
+        }
+    }
+}
+
+/// What a run does to the machine around the engine.
+#[derive(Clone, Debug)]
+pub struct HostPlanConfig {
+    /// Device name (`--tun`).
+    pub tun: String,
+    /// A device that someone else opened (`--tun-fd`).
+    pub tun_fd: Option<i32>,
+    /// Addresses of the device.
+    pub addresses: Vec<Cidr>,
+    /// MTU of the device.
+    pub mtu: u16,
+    /// What goes into the tunnel; `0.0.0.0/0` and `::/0` for everything.
+    pub routes: Vec<Cidr>,
+    /// What stays outside besides the proxies, link-local and multicast.
+    pub bypass: Vec<Cidr>,
+    /// Touch no routes and rules (`--no-route`).
+    pub no_route: bool,
+    /// Egress interface (`--interface`); chosen by the kernel when `None`.
+    pub interface: Option<String>,
+    /// Mark of ztun's own sockets (`--mark`).
+    pub mark: u32,
+    /// Keep a proxy on this machine out of its own tunnel (`--local-proxy`).
+    pub local_proxy: bool,
+}
+
+/// A whole run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The pure part.
+    pub engine: EngineConfig,
+    /// The machine's part.
+    pub host: HostPlanConfig,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_contains_its_addresses_and_no_other_family() {
+        let net = Cidr::new("10.1.0.0".parse().expect("address"), 16).expect("prefix");
+        assert!(net.contains("10.1.255.255".parse().expect("address")));
+        assert!(!net.contains("10.2.0.0".parse().expect("address")));
+        assert!(!net.contains("::".parse().expect("address")));
+        let all = Cidr::new("::".parse().expect("address"), 0).expect("prefix");
+        assert!(all.contains("2001:db8::1".parse().expect("address")));
+        assert!(Cidr::new("::".parse().expect("address"), 129).is_none());
+    }
+
+    #[test]
+    fn a_password_is_never_printed() {
+        let proxy = Proxy {
+            addr: SocketAddr::from(([127, 0, 0, 1], 1080)),
+            credentials: Some(Credentials { user: "alice".into(), password: "secret".into() }),
+        };
+        assert!(!format!("{proxy:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,1 @@
+//! Transactions in flight on port 53.

@@ -1,0 +1,18 @@
+//! ztun: a TUN router that sends what a machine does through a SOCKS5 proxy.
+//!
+//! A **pure core** (`wire`, `flow`, `stack`, `dns`, `outbound`, `engine`) decides everything and
+//! does no I/O: octets, time and randomness are handed in, octets and commands are taken out. A
+//! **thin shell** (feature `os`) carries them between the core and the machine on one thread and
+//! one `mio` poll loop. `docs/ARCHITECTURE.md` tells the whole; each module starts with its own
+//! theory of operation.
+
+pub mod rng;
+pub mod time;
+
+pub mod config;
+pub mod flow;
+pub mod stack;
+pub mod wire;
+
+pub mod dns;
+pub mod outbound;

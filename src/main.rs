@@ -1,0 +1,3 @@
+//! Exit codes and error printing, nothing else.
+
+fn main() {}

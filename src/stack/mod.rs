@@ -1,0 +1,485 @@
+//! A sans-IO endpoint for layers 3 and 4: it plays the remote end of every flow that leaves the machine through the TUN.
+//!
+//! # Theory of operation
+//!
+//! The stack owns no address: it answers for every destination that the kernel routes into the TUN.
+//! Direction is in the names: *ingress* comes from the TUN (the app's kernel speaks), *egress* goes to it.
+//!
+//! The caller feeds packets to [`Stack::handle_packet`], time to [`Stack::handle_timeout`], then
+//! takes [`Stack::poll_event`] and [`Stack::poll_transmit`] until both are empty, and calls again at
+//! [`Stack::poll_timeout`]. A packet that is not acted on is an `Err(DropReason)`, counted, and never more than that.
+//!
+//! Payload is borrowed in both directions. In-order TCP octets are offered as [`Ingress::Stream`] straight
+//! out of the packet ("cut-through"): the caller hands them to its socket and MUST then call [`Tcp::keep`] with the
+//! number that the socket took; the rest is buffered. Datagrams are never queued here in either direction.
+//!
+//! A fragment that completes a datagram gives [`Ingress::Reassembled`]: the caller feeds the packet in again.
+
+use crate::flow::{FlowId, FlowKey};
+use crate::rng::SEED_LEN;
+use crate::time::{Duration, Instant};
+use crate::wire::Endpoint;
+use crate::wire::icmp::Unreachable;
+use core::net::IpAddr;
+
+/// One IP packet, or one TCP super-segment, as the device gave it.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet<'p> {
+    /// From the first octet of the IP header on.
+    pub octets: &'p [u8],
+    /// Whether the transport checksum has to be verified; a device says no for `NEEDS_CSUM` and `DATA_VALID`.
+    pub verify_checksum: bool,
+}
+
+impl<'p> Packet<'p> {
+    /// A packet whose checksums are all to be verified.
+    pub fn new(octets: &'p [u8]) -> Packet<'p> {
+        Packet { octets, verify_checksum: true }
+    }
+}
+
+/// What is to be segmented or summed behind this process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Offload {
+    /// Where the transport header starts: octets from the front of the packet (`csum_start`).
+    pub checksum_start: u16,
+    /// Where in the transport header the checksum is (`csum_offset`): 16 for TCP, 6 for UDP.
+    pub checksum_offset: u16,
+    /// Octets of payload in each segment (`gso_size`); 0 when it is one packet.
+    pub segment_size: u16,
+}
+
+/// A packet for the device, in up to three pieces that are not copied together.
+#[derive(Clone, Copy, Debug)]
+pub struct Transmit<'a> {
+    /// IP and transport headers; for small packets the whole packet.
+    pub header: &'a [u8],
+    /// Payload by reference; unused slices are empty.
+    pub payload: [&'a [u8]; 2],
+    /// `None`: all checksums are in place and the packet fits the MTU.
+    pub offload: Option<Offload>,
+}
+
+impl Transmit<'_> {
+    /// Octets in all.
+    pub fn len(&self) -> usize {
+        self.header.len() + self.payload[0].len() + self.payload[1].len()
+    }
+
+    /// Whether there are none, which the stack never gives.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// What became of a packet.
+#[derive(Debug)]
+pub enum Ingress<'p> {
+    /// Dealt with; there may be events and packets to send.
+    Consumed,
+    /// A UDP datagram for the caller, who may answer with [`Stack::send_datagram`] or [`Stack::refuse_datagram`].
+    Datagram {
+        /// The app.
+        local: Endpoint,
+        /// Whom it addressed.
+        remote: Endpoint,
+        /// The data.
+        payload: &'p [u8],
+    },
+    /// In-order octets of a TCP flow with nothing buffered before them. [`Tcp::keep`] must be called for the flow before the
+    /// next packet is handled.
+    Stream {
+        /// The flow.
+        flow: FlowId,
+        /// The octets, never empty.
+        payload: &'p [u8],
+    },
+    /// A datagram was completed by this fragment: hand it to [`Stack::handle_packet`] as a packet of its own
+    /// (its transport checksum is to be verified).
+    Reassembled(Vec<u8>),
+}
+
+/// What the caller has to know. `flow` names a TCP flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StackEvent {
+    /// A SYN is in the SYN queue: [`Tcp::accept`] or [`Tcp::refuse`] it. Unanswered, it is dropped after `syn_timeout`
+    /// with `Closed`.
+    Syn {
+        /// The new flow.
+        flow: FlowId,
+    },
+    /// The three-way handshake is complete.
+    Established {
+        /// The flow.
+        flow: FlowId,
+    },
+    /// [`Tcp::recv`] has octets again, or [`Tcp::recv_finished`] became true.
+    Readable {
+        /// The flow.
+        flow: FlowId,
+    },
+    /// [`Tcp::send_buf`] has space again after it had none or too little.
+    Writable {
+        /// The flow.
+        flow: FlowId,
+    },
+    /// The flow is over and its id is dead: the last event of a flow, not given for one that the caller itself
+    /// refused or aborted.
+    Closed {
+        /// The flow.
+        flow: FlowId,
+        /// How it ended.
+        why: Closed,
+    },
+}
+
+/// How a TCP flow ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Closed {
+    /// Both directions were finished and acknowledged (TIME-WAIT goes on inside the stack).
+    Finished,
+    /// The app's side sent RST.
+    Reset,
+    /// Retransmission gave up (R2) or the handshake was not completed.
+    TimedOut,
+    /// Nothing was heard for the idle time.
+    Idle,
+}
+
+/// How a SYN is refused (RFC 5508 REQ-8: never silence).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// RST: connection refused.
+    Reset,
+    /// An ICMP error.
+    Icmp(Unreachable),
+    /// Nothing at all: for the `drop` outbound only.
+    Silent,
+}
+
+/// Why a packet was not acted on. Every variant has a counter in [`Stats`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[repr(u8)]
+pub enum DropReason {
+    /// IP header malformed or truncated.
+    BadIp,
+    /// Source address that nothing may come from (unspecified, loopback, multicast, broadcast, the destination itself).
+    BadSource,
+    /// Multicast, broadcast or link-local destination.
+    Noise,
+    /// Fragment that is malformed, overlaps (RFC 5722) or finds the reassembler full.
+    BadFragment,
+    /// Upper-layer protocol that is not handled (answered with ICMP where the RFC says so).
+    Protocol,
+    /// TCP header malformed.
+    BadTcp,
+    /// TCP or UDP or ICMP checksum wrong.
+    BadChecksum,
+    /// UDP header malformed.
+    BadUdp,
+    /// ICMP malformed.
+    BadIcmp,
+    /// ICMP that is not asked for, does not fit a flow, or is ignored by rule.
+    IcmpIgnored,
+    /// A table or queue is full.
+    Full,
+    /// A TCP segment outside the window, or otherwise unacceptable (answered where the RFC says so).
+    Unacceptable,
+    /// A TCP segment for no flow (answered with RST where the RFC says so).
+    NoFlow,
+    /// Timestamp too old (PAWS) or missing.
+    Paws,
+    /// Echo mode is drop.
+    EchoOff,
+}
+
+impl DropReason {
+    /// Number of variants.
+    pub const COUNT: usize = 15;
+}
+
+/// Counters since the start; they wrap never in practice (64 bits).
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// Packets taken in.
+    pub packets_in: u64,
+    /// Packets given out.
+    pub packets_out: u64,
+    /// Drops by reason, indexed by `DropReason as usize`.
+    pub drops: [u64; DropReason::COUNT],
+    /// Segments retransmitted.
+    pub retransmits: u64,
+    /// Retransmission time-outs.
+    pub timeouts: u64,
+    /// Challenge ACKs sent.
+    pub challenge_acks: u64,
+    /// RST segments sent.
+    pub resets_sent: u64,
+    /// ICMP errors sent.
+    pub icmp_errors_sent: u64,
+    /// ICMP errors withheld by the rate limit.
+    pub icmp_errors_limited: u64,
+    /// Echo requests answered.
+    pub echoes: u64,
+    /// SYNs refused because a table was full.
+    pub syn_refused_full: u64,
+    /// Flows accepted to ESTABLISHED.
+    pub established: u64,
+}
+
+/// What to do with echo requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum EchoMode {
+    /// Answer them here (`--icmp reply`).
+    #[default]
+    Reply,
+    /// Drop and count them.
+    Drop,
+}
+
+/// Limits and timers of the stack. `Default` gives what the command line documents.
+#[derive(Clone, Debug)]
+pub struct StackConfig {
+    /// MTU of the device, octets; at least 1280.
+    pub mtu: u16,
+    /// Whether the device segments and sums what it is given (then [`Transmit::offload`] may be set).
+    pub offload: bool,
+    /// Largest super-segment payload, octets (with `offload`).
+    pub max_segment: usize,
+    /// Echo requests.
+    pub echo: EchoMode,
+    /// Broadcast addresses of the device's IPv4 networks, beside 255.255.255.255.
+    pub broadcasts: Vec<IpAddr>,
+    /// Fragments held in all, octets.
+    pub reassembly_octets: usize,
+    /// Datagrams under reassembly.
+    pub reassembly_entries: usize,
+    /// Time for a datagram to complete (RFC 1122 3.3.2: 60 to 120 s).
+    pub reassembly_timeout: Duration,
+    /// ICMP errors and stray RSTs a second, with a burst of the same size.
+    pub error_rate: u32,
+    /// TCP.
+    pub tcp: TcpConfig,
+}
+
+/// Limits and timers of TCP.
+#[derive(Clone, Debug)]
+pub struct TcpConfig {
+    /// Flows at once, TIME-WAIT and the SYN queue included (`--max-tcp`).
+    pub max_flows: usize,
+    /// Entries of the SYN queue (SYN received, handshake not complete).
+    pub max_syn: usize,
+    /// Largest receive buffer of one flow, octets: the window offered.
+    pub receive_buffer: usize,
+    /// Largest send buffer of one flow, octets.
+    pub send_buffer: usize,
+    /// Octets of buffers of all flows together.
+    pub buffer_budget: usize,
+    /// Initial RTO (RFC 6298 2.1).
+    pub rto_initial: Duration,
+    /// Smallest RTO. The peer is the kernel on this machine: 200 ms, as kernels use it, instead of 1 s (RFC 6298 2.4, documented).
+    pub rto_min: Duration,
+    /// Largest RTO (RFC 6298 2.5: at least 60 s).
+    pub rto_max: Duration,
+    /// R2 for data (RFC 9293 3.8.3: at least 100 s).
+    pub give_up: Duration,
+    /// R2 for SYN-ACK (at least 3 min).
+    pub give_up_syn: Duration,
+    /// How long a SYN waits for [`Tcp::accept`].
+    pub syn_timeout: Duration,
+    /// Delayed ACK (RFC 9293 3.8.6.3: below 0.5 s).
+    pub ack_delay: Duration,
+    /// Idle time after which an established flow is dropped (`--tcp-idle`; RFC 5382 REQ-5: at least 2 h 4 min).
+    pub idle: Duration,
+    /// Idle time in a half-closed or closing state (RFC 5382 REQ-5: at least 4 min).
+    pub idle_transitory: Duration,
+    /// TIME-WAIT. 2 MSL with an MSL that fits a machine talking to itself.
+    pub time_wait: Duration,
+    /// Keep-alive probes after this idle time; off by default (RFC 9293 3.8.4).
+    pub keepalive: Option<Duration>,
+}
+
+impl Default for StackConfig {
+    fn default() -> StackConfig {
+        StackConfig {
+            mtu: 1500,
+            offload: false,
+            max_segment: 65_000,
+            echo: EchoMode::Reply,
+            broadcasts: Vec::new(),
+            reassembly_octets: 1 << 20,
+            reassembly_entries: 256,
+            reassembly_timeout: Duration::from_secs(60),
+            error_rate: 1000,
+            tcp: TcpConfig::default(),
+        }
+    }
+}
+
+impl Default for TcpConfig {
+    fn default() -> TcpConfig {
+        TcpConfig {
+            max_flows: 65_536,
+            max_syn: 4_096,
+            receive_buffer: 1 << 20,
+            send_buffer: 1 << 20,
+            buffer_budget: 512 << 20,
+            rto_initial: Duration::from_secs(1),
+            rto_min: Duration::from_millis(200),
+            rto_max: Duration::from_secs(60),
+            give_up: Duration::from_secs(120),
+            give_up_syn: Duration::from_secs(180),
+            syn_timeout: Duration::from_secs(75),
+            ack_delay: Duration::from_millis(40),
+            idle: Duration::from_secs(2 * 3600 + 4 * 60),
+            idle_transitory: Duration::from_secs(4 * 60),
+            time_wait: Duration::from_secs(10),
+            keepalive: None,
+        }
+    }
+}
+
+/// The endpoint. See the module's theory of operation.
+#[derive(Debug)]
+pub struct Stack {}
+
+impl Stack {
+    /// A stack with its limits and its seed.
+    pub fn new(_config: StackConfig, _seed: [u8; SEED_LEN]) -> Stack {
+        todo!()
+    }
+
+    /// Takes one packet from the device.
+    pub fn handle_packet<'p>(&mut self, _packet: Packet<'p>, _now: Instant) -> Result<Ingress<'p>, DropReason> {
+        todo!()
+    }
+
+    /// Runs every timer that is due.
+    pub fn handle_timeout(&mut self, _now: Instant) {
+        todo!()
+    }
+
+    /// The next packet for the device. What it borrows is only freed by an acknowledgement: a packet that the device refuses may be
+    /// dropped, and the stack recovers as from any loss.
+    pub fn poll_transmit(&mut self, _now: Instant) -> Option<Transmit<'_>> {
+        todo!()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<StackEvent> {
+        todo!()
+    }
+
+    /// When [`Stack::handle_timeout`] is wanted next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        todo!()
+    }
+
+    /// A TCP flow that is alive (not in TIME-WAIT).
+    pub fn tcp(&mut self, _flow: FlowId) -> Option<Tcp<'_>> {
+        todo!()
+    }
+
+    /// All TCP flows alive, for shutdown and reports.
+    pub fn tcp_flows(&self) -> impl Iterator<Item = FlowId> + '_ {
+        core::iter::empty()
+    }
+
+    /// Prepares a datagram from `remote` to the app at `local`: one packet, or the fragments of one. `None` when the families differ or
+    /// the payload is larger than UDP can carry. Nothing is queued: the caller takes the packets at once.
+    pub fn send_datagram<'a>(&'a mut self, _remote: Endpoint, _local: Endpoint, _payload: &'a [u8], _now: Instant) -> Option<Datagram<'a>> {
+        todo!()
+    }
+
+    /// Answers a datagram that cannot be delivered with an ICMP error (quoting rules and rate limit apply). `payload` is the datagram's data.
+    pub fn refuse_datagram(&mut self, _local: Endpoint, _remote: Endpoint, _payload: &[u8], _why: Unreachable, _now: Instant) {
+        todo!()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> &Stats {
+        todo!()
+    }
+}
+
+/// A datagram on its way out: packets to be taken in order.
+#[derive(Debug)]
+pub struct Datagram<'a> {
+    _p: core::marker::PhantomData<&'a ()>,
+}
+
+impl Datagram<'_> {
+    /// The next packet; `None` when all are taken.
+    pub fn next_packet(&mut self) -> Option<Transmit<'_>> {
+        todo!()
+    }
+}
+
+/// A handle on one TCP flow: what a socket is to a process.
+#[derive(Debug)]
+pub struct Tcp<'a> {
+    _p: core::marker::PhantomData<&'a mut ()>,
+}
+
+impl Tcp<'_> {
+    /// The two ends.
+    pub fn key(&self) -> FlowKey {
+        todo!()
+    }
+
+    /// Sends the SYN-ACK for a SYN that waits in the SYN queue; nothing when it was accepted before.
+    pub fn accept(&mut self, _now: Instant) {
+        todo!()
+    }
+
+    /// Refuses a SYN that waits in the SYN queue: the flow is gone and no event follows. A flow that is past that is aborted.
+    pub fn refuse(self, _why: Refusal, _now: Instant) {
+        todo!()
+    }
+
+    /// Ends an offer of [`Ingress::Stream`]: the socket took the first `taken` octets of `payload`, the others are buffered.
+    pub fn keep(&mut self, _payload: &[u8], _taken: usize, _now: Instant) {
+        todo!()
+    }
+
+    /// In-order octets that are buffered, in two slices.
+    pub fn recv(&self) -> (&[u8], &[u8]) {
+        todo!()
+    }
+
+    /// Frees the first `octets` of [`Tcp::recv`]; opens the window.
+    pub fn consume(&mut self, _octets: usize, _now: Instant) {
+        todo!()
+    }
+
+    /// Whether the app has sent FIN and everything before it was consumed.
+    pub fn recv_finished(&self) -> bool {
+        todo!()
+    }
+
+    /// Free space to be filled for the app, in two slices; both empty when there is none (full, not established, shut down,
+    /// or the budget is spent). An event `Writable` follows when there is space again.
+    pub fn send_buf(&mut self) -> (&mut [u8], &mut [u8]) {
+        todo!()
+    }
+
+    /// The first `octets` of [`Tcp::send_buf`] have been filled and are to be sent.
+    pub fn commit(&mut self, _octets: usize, _now: Instant) {
+        todo!()
+    }
+
+    /// Octets committed and not yet acknowledged by the app's kernel.
+    pub fn send_queue(&self) -> usize {
+        todo!()
+    }
+
+    /// Sends FIN after everything committed. The other direction goes on. Calling it again does nothing.
+    pub fn shutdown(&mut self, _now: Instant) {
+        todo!()
+    }
+
+    /// Sends RST and forgets the flow; no event follows.
+    pub fn abort(self, _now: Instant) {
+        todo!()
+    }
+}
