@@ -5,14 +5,15 @@
 //! [`KeyedHash`] is the same function over a value: it keys the hash tables (an attacker who
 //! chooses ports must not choose buckets) and the initial sequence numbers of RFC 6528.
 
+use core::fmt;
 use core::hash::{BuildHasher, Hash, Hasher};
 use siphasher::sip::{SipHasher13, SipHasher24};
 
 /// Octets of seed that an [`Rng`] is made from.
 pub const SEED_LEN: usize = 16;
 
-/// A deterministic generator of numbers that cannot be foretold without its seed.
-#[derive(Clone, Debug)]
+/// A deterministic generator of numbers that cannot be foretold without its seed. The seed is never printed.
+#[derive(Clone)]
 pub struct Rng {
     key: [u8; SEED_LEN],
     counter: u64,
@@ -51,10 +52,22 @@ impl Rng {
     }
 }
 
-/// A keyed hash: equal for equal values under one key, unpredictable without it.
-#[derive(Clone, Debug)]
+impl fmt::Debug for Rng {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Rng(..)")
+    }
+}
+
+/// A keyed hash: equal for equal values under one key, unpredictable without it. The key is never printed.
+#[derive(Clone)]
 pub struct KeyedHash {
     key: [u8; SEED_LEN],
+}
+
+impl fmt::Debug for KeyedHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyedHash(..)")
+    }
 }
 
 impl KeyedHash {
@@ -87,6 +100,12 @@ mod tests {
         };
         assert_eq!(take(1), take(1));
         assert_ne!(take(1), take(2));
+    }
+
+    #[test]
+    fn a_seed_is_never_printed() {
+        let mut rng = Rng::new([77; SEED_LEN]);
+        assert_eq!(format!("{rng:?} {:?}", rng.keyed_hash()), "Rng(..) KeyedHash(..)");
     }
 
     #[test]

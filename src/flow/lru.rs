@@ -1,27 +1,141 @@
 //! The order in which slab indices were last used.
+//!
+//! # Theory of operation
+//!
+//! A doubly linked list through a vector that has one link for each slab index: whatever is touched moves to the
+//! newest end, in constant time and without allocation. The vector is as long as the largest index that was ever in the list.
+
+use core::fmt;
+
+/// No neighbour.
+const NIL: u32 = u32::MAX;
+/// In [`Link::older`]: not in the list.
+const ABSENT: u32 = u32::MAX - 1;
+
+#[derive(Clone, Copy)]
+struct Link {
+    older: u32,
+    newer: u32,
+}
+
+const OUTSIDE: Link = Link { older: ABSENT, newer: NIL };
 
 /// An intrusive doubly linked list over slab indices, oldest first.
-#[derive(Debug, Default)]
-pub struct LruList {}
+pub struct LruList {
+    links: Vec<Link>,
+    oldest: u32,
+    newest: u32,
+}
+
+impl Default for LruList {
+    fn default() -> LruList {
+        LruList::new()
+    }
+}
+
+impl fmt::Debug for LruList {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LruList").field("oldest", &self.oldest()).finish_non_exhaustive()
+    }
+}
 
 impl LruList {
     /// An empty list.
     pub fn new() -> LruList {
-        todo!()
+        LruList { links: Vec::new(), oldest: NIL, newest: NIL }
     }
 
     /// Makes `index` the most recently used, adding it when new.
-    pub fn touch(&mut self, _index: u32) {
-        todo!()
+    /// Slab indices are dense; the two largest numbers are not indices and are ignored.
+    pub fn touch(&mut self, index: u32) {
+        if index == self.newest || index >= ABSENT {
+            return;
+        }
+        self.remove(index);
+        if self.links.len() <= index as usize {
+            self.links.resize(index as usize + 1, OUTSIDE);
+        }
+        self.links[index as usize] = Link { older: self.newest, newer: NIL };
+        match self.links.get_mut(self.newest as usize) {
+            Some(link) => link.newer = index,
+            None => self.oldest = index,
+        }
+        self.newest = index;
     }
 
     /// Takes `index` out, if it is in.
-    pub fn remove(&mut self, _index: u32) {
-        todo!()
+    pub fn remove(&mut self, index: u32) {
+        let Some(link) = self.links.get_mut(index as usize) else { return };
+        let Link { older, newer } = core::mem::replace(link, OUTSIDE);
+        if older == ABSENT {
+            return;
+        }
+        match self.links.get_mut(older as usize) {
+            Some(link) => link.newer = newer,
+            None => self.oldest = newer,
+        }
+        match self.links.get_mut(newer as usize) {
+            Some(link) => link.older = older,
+            None => self.newest = older,
+        }
     }
 
     /// The least recently used index.
     pub fn oldest(&self) -> Option<u32> {
-        todo!()
+        (self.oldest != NIL).then_some(self.oldest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn what_was_touched_last_goes_last() {
+        let mut list = LruList::new();
+        assert_eq!(list.oldest(), None);
+        for index in [4, 1, 3, 4] {
+            list.touch(index);
+        }
+        let mut order = Vec::new();
+        while let Some(index) = list.oldest() {
+            order.push(index);
+            list.remove(index);
+        }
+        assert_eq!(order, [1, 3, 4]);
+    }
+
+    #[test]
+    fn numbers_that_are_no_indices_are_ignored() {
+        let mut list = LruList::new();
+        list.touch(u32::MAX);
+        list.touch(u32::MAX - 1);
+        list.remove(u32::MAX);
+        assert_eq!(list.oldest(), None);
+        assert!(list.links.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn the_list_agrees_with_a_vector(operations in prop::collection::vec((any::<bool>(), 0u32..12), 0..200)) {
+            let mut list = LruList::new();
+            let mut model: Vec<u32> = Vec::new();
+            for (touch, index) in operations {
+                model.retain(|other| *other != index);
+                if touch {
+                    list.touch(index);
+                    model.push(index);
+                } else {
+                    list.remove(index);
+                }
+                prop_assert_eq!(list.oldest(), model.first().copied());
+            }
+            for index in model {
+                prop_assert_eq!(list.oldest(), Some(index));
+                list.remove(index);
+            }
+            prop_assert_eq!(list.oldest(), None);
+        }
     }
 }

@@ -1,39 +1,374 @@
 //! A hierarchical timer wheel: one deadline for each slab index.
+//!
+//! # Theory of operation
+//!
+//! Time is counted in ticks of 1 ms. A deadline is rounded up to a tick and the present down, so nothing fires early.
+//! A tick is read as digits to the base 64, and there is a wheel of 64 slots for each digit. `elapsed` is the
+//! tick up to which time was followed. A deadline lies on the wheel of the highest digit in which it differs
+//! from `elapsed`, in the slot of its own digit there; one that does not differ is due. Hence:
+//!
+//! - all deadlines of one slot of wheel 0 are the same tick;
+//! - every deadline on a wheel is earlier than every one on the next wheel, so the first occupied slot of
+//!   the first occupied wheel holds the earliest: two looks at bitmaps;
+//! - when `elapsed` reaches the start of a slot of a higher wheel, the slot's deadlines move to lower wheels
+//!   ("cascade"), each at most once per wheel of its life.
+//!
+//! Ten digits hold every [`Instant`], so no deadline is too far.
+//!
+//! A slot is a circular list through the nodes, which are indexed by slab index: setting and cancelling unlink and
+//! link in constant time and allocate only when an index is the largest so far. 24 octets for each index.
 
 use crate::time::Instant;
+use core::fmt;
+
+/// Bits of a digit.
+const BITS: u32 = 6;
+/// Slots of one wheel.
+const SLOTS: usize = 1 << BITS;
+/// Wheels: enough digits for every number of milliseconds in an [`Instant`].
+const WHEELS: usize = 10;
+/// The last tick that [`Instant`] can express.
+const LAST_TICK: u64 = u64::MAX / 1_000;
+/// No node.
+const NIL: u32 = u32::MAX;
+/// In [`Node::place`]: no deadline.
+const UNSET: u16 = u16::MAX;
+
+const _: () = assert!(LAST_TICK >> (BITS * WHEELS as u32) == 0, "a wheel for each digit of a tick");
+const _: () = assert!(WHEELS * SLOTS < UNSET as usize, "a place fits in 16 bits");
+const _: () = assert!(size_of::<Node>() == 24);
+
+#[derive(Clone, Copy)]
+struct Node {
+    /// The deadline.
+    tick: u64,
+    /// Neighbours in the circle of the slot.
+    prev: u32,
+    next: u32,
+    /// Wheel and slot, or [`UNSET`].
+    place: u16,
+}
+
+const IDLE: Node = Node { tick: 0, prev: NIL, next: NIL, place: UNSET };
 
 /// Deadlines by slab index, rounded up to a millisecond.
-#[derive(Debug, Default)]
-pub struct TimerWheel {}
+pub struct TimerWheel {
+    nodes: Vec<Node>,
+    /// The first node of each slot, or [`NIL`]; wheel after wheel.
+    heads: Box<[u32]>,
+    /// Which slots of a wheel have nodes.
+    occupied: [u64; WHEELS],
+    /// Which wheels have occupied slots.
+    wheels: u16,
+    /// The tick up to which time was followed.
+    elapsed: u64,
+}
+
+impl Default for TimerWheel {
+    fn default() -> TimerWheel {
+        TimerWheel::new()
+    }
+}
+
+impl fmt::Debug for TimerWheel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TimerWheel").field("next_deadline", &self.next_deadline()).finish_non_exhaustive()
+    }
+}
 
 impl TimerWheel {
     /// An empty wheel.
     pub fn new() -> TimerWheel {
-        todo!()
+        TimerWheel {
+            nodes: Vec::new(),
+            heads: vec![NIL; WHEELS * SLOTS].into_boxed_slice(),
+            occupied: [0; WHEELS],
+            wheels: 0,
+            elapsed: 0,
+        }
     }
 
-    /// Sets or moves the deadline of `index`.
-    pub fn set(&mut self, _index: u32, _deadline: Instant) {
-        todo!()
+    /// Sets or moves the deadline of `index`. A deadline before the `now` of the last [`TimerWheel::pop`] is
+    /// taken for that `now`. Indices are dense (of a slab); `u32::MAX` is none and is ignored.
+    pub fn set(&mut self, index: u32, deadline: Instant) {
+        if index == NIL {
+            return;
+        }
+        let tick = deadline.as_micros().div_ceil(1_000).clamp(self.elapsed, LAST_TICK);
+        if self.nodes.len() <= index as usize {
+            self.nodes.resize(index as usize + 1, IDLE);
+        }
+        let node = &mut self.nodes[index as usize];
+        // Moving a deadline to where it is costs nothing: a busy flow sets the same one for each packet.
+        if node.place != UNSET && node.tick == tick {
+            return;
+        }
+        self.unlink(index);
+        self.nodes[index as usize].tick = tick;
+        self.link(index);
     }
 
     /// Removes the deadline of `index`, if it has one.
-    pub fn cancel(&mut self, _index: u32) {
-        todo!()
+    pub fn cancel(&mut self, index: u32) {
+        self.unlink(index);
     }
 
     /// The deadline of `index`.
-    pub fn deadline(&self, _index: u32) -> Option<Instant> {
-        todo!()
+    pub fn deadline(&self, index: u32) -> Option<Instant> {
+        let node = self.nodes.get(index as usize)?;
+        (node.place != UNSET).then(|| Instant::from_millis(node.tick))
     }
 
     /// When [`TimerWheel::pop`] should be called next: never later than the earliest deadline; it may be earlier.
+    /// A pop at that time or later gives an index or moves this on.
     pub fn next_deadline(&self) -> Option<Instant> {
-        todo!()
+        self.first_slot().map(|(_, start)| Instant::from_millis(start))
     }
 
-    /// Takes one index whose deadline is not after `now`; none left gives `None`.
-    pub fn pop(&mut self, _now: Instant) -> Option<u32> {
-        todo!()
+    /// Takes one index whose deadline is not after `now`; none left gives `None`. Earlier ticks come first, and
+    /// within a tick no order is promised.
+    pub fn pop(&mut self, now: Instant) -> Option<u32> {
+        let now = now.as_millis();
+        while let Some((place, start)) = self.first_slot() {
+            if start > now {
+                break;
+            }
+            self.elapsed = start;
+            let index = self.heads[usize::from(place)];
+            if usize::from(place) < SLOTS {
+                self.unlink(index);
+                return Some(index);
+            }
+            self.cascade(place);
+        }
+        // No slot starts at or before `now`, so every deadline keeps its wheel when time moves there.
+        self.elapsed = self.elapsed.max(now);
+        None
+    }
+
+    /// The slot that holds the earliest deadline, and its first tick.
+    fn first_slot(&self) -> Option<(u16, u64)> {
+        if self.wheels == 0 {
+            return None;
+        }
+        let wheel = self.wheels.trailing_zeros();
+        let slot = self.occupied[wheel as usize].trailing_zeros();
+        let shift = wheel * BITS;
+        // Digits above the wheel's are those of `elapsed`; those below are zero.
+        let above = self.elapsed >> (shift + BITS) << (shift + BITS);
+        let place = (wheel << BITS) + slot;
+        Some((place as u16, above | u64::from(slot) << shift))
+    }
+
+    /// Moves the deadlines of a slot whose time has come to lower wheels.
+    fn cascade(&mut self, place: u16) {
+        loop {
+            let index = self.heads[usize::from(place)];
+            if index == NIL {
+                break;
+            }
+            self.unlink(index);
+            self.link(index);
+        }
+    }
+
+    /// Appends a node without a place to the slot for its tick.
+    fn link(&mut self, index: u32) {
+        let tick = self.nodes[index as usize].tick;
+        // At least one digit: equal ticks belong to wheel 0.
+        let differing = (tick ^ self.elapsed) | (SLOTS as u64 - 1);
+        let wheel = differing.ilog2() / BITS;
+        let slot = tick >> (wheel * BITS) & (SLOTS as u64 - 1);
+        let place = wheel as usize * SLOTS + slot as usize;
+        let head = self.heads[place];
+        let (prev, next) = if head == NIL {
+            self.heads[place] = index;
+            self.occupied[wheel as usize] |= 1 << slot;
+            self.wheels |= 1 << wheel;
+            (index, index)
+        } else {
+            let tail = core::mem::replace(&mut self.nodes[head as usize].prev, index);
+            self.nodes[tail as usize].next = index;
+            (tail, head)
+        };
+        self.nodes[index as usize] = Node { tick, prev, next, place: place as u16 };
+    }
+
+    /// Takes a node out of its slot, if it is in one.
+    fn unlink(&mut self, index: u32) {
+        let Some(node) = self.nodes.get_mut(index as usize) else { return };
+        let Node { prev, next, place, .. } = *node;
+        if place == UNSET {
+            return;
+        }
+        node.place = UNSET;
+        let place = usize::from(place);
+        if next == index {
+            let (wheel, slot) = (place / SLOTS, place % SLOTS);
+            self.heads[place] = NIL;
+            self.occupied[wheel] &= !(1 << slot);
+            if self.occupied[wheel] == 0 {
+                self.wheels &= !(1 << wheel);
+            }
+            return;
+        }
+        self.nodes[prev as usize].next = next;
+        self.nodes[next as usize].prev = prev;
+        if self.heads[place] == index {
+            self.heads[place] = next;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::Duration;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn drain(wheel: &mut TimerWheel, now: Instant) -> Vec<u32> {
+        std::iter::from_fn(|| wheel.pop(now)).collect()
+    }
+
+    #[test]
+    fn nothing_fires_early_and_a_past_deadline_fires_at_once() {
+        let mut wheel = TimerWheel::new();
+        wheel.set(0, Instant::from_micros(10_001));
+        assert_eq!(wheel.deadline(0), Some(Instant::from_millis(11)));
+        assert_eq!(wheel.pop(Instant::from_micros(10_999)), None);
+        assert_eq!(wheel.pop(Instant::from_millis(11)), Some(0));
+        assert_eq!(wheel.deadline(0), None);
+        wheel.set(1, Instant::ZERO);
+        assert_eq!(wheel.next_deadline(), Some(Instant::from_millis(11)));
+        assert_eq!(wheel.pop(Instant::from_millis(11)), Some(1));
+        assert_eq!(wheel.next_deadline(), None);
+    }
+
+    #[test]
+    fn one_that_sleeps_until_the_next_deadline_gets_there_in_few_steps() {
+        let far =
+            [Duration::from_secs(7_440), Duration::from_secs(86_400 * 400), Duration::from_secs(1 << 40)];
+        for wait in far {
+            let mut wheel = TimerWheel::new();
+            let mut now = Instant::from_micros(123_456_789);
+            assert_eq!(wheel.pop(now), None);
+            let deadline = now + wait;
+            wheel.set(7, deadline);
+            let mut steps = 0;
+            loop {
+                let next = wheel.next_deadline().unwrap();
+                assert!(next > now, "a sleep of no length");
+                now = next;
+                if let Some(index) = wheel.pop(now) {
+                    assert_eq!(index, 7);
+                    break;
+                }
+                steps += 1;
+                assert!(steps <= WHEELS, "a step for each wheel at most");
+            }
+            assert!(now >= deadline && now.since(deadline) < Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn the_end_of_time_is_a_deadline_like_others() {
+        let mut wheel = TimerWheel::new();
+        wheel.set(0, Instant::from_micros(u64::MAX));
+        assert_eq!(wheel.pop(Instant::from_millis(1 << 40)), None);
+        assert_eq!(wheel.pop(Instant::from_micros(u64::MAX)), Some(0));
+    }
+
+    #[test]
+    fn a_number_that_is_no_index_is_ignored() {
+        let mut wheel = TimerWheel::new();
+        wheel.set(u32::MAX, Instant::ZERO);
+        wheel.cancel(u32::MAX);
+        wheel.cancel(5);
+        assert_eq!(wheel.deadline(u32::MAX), None);
+        assert_eq!(wheel.next_deadline(), None);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Operation {
+        Set(u32, u64),
+        Cancel(u32),
+        Advance(u64),
+        /// To where the wheel wants it.
+        Sleep,
+    }
+
+    /// Distances in microseconds of every order of magnitude, so that all wheels are met.
+    fn distance() -> impl Strategy<Value = u64> {
+        (0u32..44).prop_flat_map(|bits| 0u64..1 << bits)
+    }
+
+    fn operation() -> impl Strategy<Value = Operation> {
+        prop_oneof![
+            5 => (0u32..24, distance()).prop_map(|(index, at)| Operation::Set(index, at)),
+            1 => (0u32..24).prop_map(Operation::Cancel),
+            1 => distance().prop_map(Operation::Advance),
+            4 => Just(Operation::Sleep),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+        /// Against a map of deadlines: what is due comes out, earliest first, never before its time, and one that
+        /// sleeps until `next_deadline` always gets on.
+        #[test]
+        fn the_wheel_agrees_with_a_map(
+            start in distance(),
+            past in 0u64..5_000,
+            operations in prop::collection::vec(operation(), 0..120),
+        ) {
+            let mut wheel = TimerWheel::new();
+            let mut model: BTreeMap<u32, u64> = BTreeMap::new();
+            let mut now = start;
+            prop_assert_eq!(wheel.pop(Instant::from_micros(now)), None);
+            for operation in operations {
+                match operation {
+                    Operation::Set(index, distance) => {
+                        let at = (now + distance).saturating_sub(past);
+                        wheel.set(index, Instant::from_micros(at));
+                        model.insert(index, at.div_ceil(1_000).max(now / 1_000));
+                    }
+                    Operation::Cancel(index) => {
+                        wheel.cancel(index);
+                        model.remove(&index);
+                    }
+                    Operation::Advance(distance) => now += distance,
+                    Operation::Sleep => {
+                        if let Some(next) = wheel.next_deadline() {
+                            now = now.max(next.as_micros());
+                            let earliest = model.values().copied().min();
+                            let popped = wheel.pop(Instant::from_micros(now));
+                            if let Some(index) = popped {
+                                prop_assert_eq!(model.remove(&index), earliest);
+                            } else {
+                                prop_assert!(wheel.next_deadline().is_none_or(|later| later > next));
+                            }
+                        }
+                    }
+                }
+                let due = drain(&mut wheel, Instant::from_micros(now));
+                let mut last = 0;
+                for index in due {
+                    let tick = model.remove(&index);
+                    prop_assert!(tick.is_some_and(|tick| last <= tick && tick <= now / 1_000), "{index} {tick:?}");
+                    last = tick.unwrap_or(0);
+                }
+                prop_assert!(model.values().all(|tick| *tick > now / 1_000));
+                for index in 0..24 {
+                    prop_assert_eq!(wheel.deadline(index), model.get(&index).map(|tick| Instant::from_millis(*tick)));
+                }
+                let next = wheel.next_deadline();
+                prop_assert_eq!(next.is_some(), !model.is_empty());
+                if let (Some(next), Some(earliest)) = (next, model.values().min()) {
+                    prop_assert!(next <= Instant::from_millis(*earliest));
+                    prop_assert!(next > Instant::from_micros(now));
+                }
+            }
+        }
     }
 }
