@@ -7,6 +7,7 @@ use crate::stack::{EchoMode, StackConfig};
 use crate::time::Duration;
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
+use core::str::FromStr;
 
 /// A network: address and prefix length, host bits as given.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -32,7 +33,9 @@ impl Cidr {
     /// Whether `addr` lies in the network. Families never match each other.
     pub fn contains(&self, addr: IpAddr) -> bool {
         match (self.addr, addr) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => same_prefix(a.to_bits().into(), b.to_bits().into(), 32, self.prefix),
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                same_prefix(a.to_bits().into(), b.to_bits().into(), 32, self.prefix)
+            }
             (IpAddr::V6(a), IpAddr::V6(b)) => same_prefix(a.to_bits(), b.to_bits(), 128, self.prefix),
             (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
         }
@@ -40,7 +43,63 @@ impl Cidr {
 }
 
 fn same_prefix(a: u128, b: u128, width: u32, prefix: u8) -> bool {
-    (a ^ b).checked_shr(width - u32::from(prefix)).unwrap_or(0) == 0
+    (a ^ b).checked_shr(width.saturating_sub(u32::from(prefix))).unwrap_or(0) == 0
+}
+
+/// What is wrong with the text of a network.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CidrError {
+    /// What stands before the slash is no address.
+    Address(String),
+    /// What follows the slash is no prefix length for the address.
+    Prefix {
+        /// What follows the slash.
+        text: String,
+        /// The longest prefix of the address's family.
+        longest: u8,
+    },
+}
+
+impl fmt::Display for CidrError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CidrError::Address(text) => {
+                write!(
+                    f,
+                    "'{text}' is no IPv4 or IPv6 address; a network is ADDRESS or ADDRESS/PREFIX, as in 10.0.0.0/8"
+                )
+            }
+            CidrError::Prefix { text, longest } => {
+                write!(f, "'{text}' is no prefix length; for this address it is 0 to {longest}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for CidrError {}
+
+impl FromStr for Cidr {
+    type Err = CidrError;
+
+    /// Reads `ADDRESS/PREFIX`, or `ADDRESS` for the network of that one address. Host bits are kept as
+    /// given and do not matter to [`Cidr::contains`].
+    fn from_str(text: &str) -> Result<Cidr, CidrError> {
+        let (addr, prefix) = match text.split_once('/') {
+            Some((addr, prefix)) => (addr, Some(prefix)),
+            None => (text, None),
+        };
+        let addr: IpAddr = addr.parse().map_err(|_| CidrError::Address(addr.into()))?;
+        let host = Cidr::host(addr);
+        let Some(prefix) = prefix else { return Ok(host) };
+        // The standard parser takes a plus sign.
+        let digits = prefix.bytes().all(|octet| octet.is_ascii_digit());
+        prefix
+            .parse()
+            .ok()
+            .filter(|_| digits)
+            .and_then(|prefix| Cidr::new(addr, prefix))
+            .ok_or_else(|| CidrError::Prefix { text: prefix.into(), longest: host.prefix })
+    }
 }
 
 impl fmt::Display for Cidr {
@@ -189,6 +248,38 @@ mod tests {
         let all = Cidr::new("::".parse().expect("address"), 0).expect("prefix");
         assert!(all.contains("2001:db8::1".parse().expect("address")));
         assert!(Cidr::new("::".parse().expect("address"), 129).is_none());
+    }
+
+    #[test]
+    fn a_network_is_read_with_and_without_a_prefix() {
+        let net = |text: &str| text.parse::<Cidr>().expect(text);
+        assert_eq!(net("10.1.2.3"), Cidr { addr: "10.1.2.3".parse().expect("address"), prefix: 32 });
+        assert_eq!(net("fe80::").prefix, 128);
+        assert_eq!(net("0.0.0.0/0").prefix, 0);
+        // Host bits are kept, and masked where it counts.
+        assert_eq!(net("10.1.2.3/8").to_string(), "10.1.2.3/8");
+        assert!(net("10.1.2.3/8").contains("10.255.0.1".parse().expect("address")));
+        assert!(net("2001:db8::7/32").contains("2001:db8:ffff::".parse().expect("address")));
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused_with_what_is_allowed() {
+        for (text, word) in [
+            ("10.0.0.0/33", "0 to 32"),
+            ("::/129", "0 to 128"),
+            ("::/1000", "'1000'"),
+            ("10.0.0.0/", "''"),
+            ("10.0.0.0/+8", "'+8'"),
+            ("10.0.0.0/8/8", "'8/8'"),
+            ("10.0.0", "'10.0.0'"),
+            ("", "''"),
+            ("/8", "''"),
+            ("fe80::1%eth0", "'fe80::1%eth0'"),
+            ("example.com", "ADDRESS/PREFIX"),
+        ] {
+            let error = text.parse::<Cidr>().expect_err(text).to_string();
+            assert!(error.contains(word), "{text:?} gave {error:?}");
+        }
     }
 
     #[test]

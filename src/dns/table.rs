@@ -1,0 +1,326 @@
+//! Which queries wait for an answer, and for how long.
+//!
+//! # Theory of operation
+//!
+//! A transaction is named by its message id and the two endpoints (RFC 5452 9.1): an answer with the right id from another
+//! server, or to another port, matches nothing. Of a message only the header is read (RFC 1035 4.1.1): id and QR.
+//! Nothing in a message is judged or changed, and the relay does not depend on the outcome.
+//!
+//! Transactions live in a [`FlowTable`] of bounded size. Each has a deadline of [`TIMEOUT`] in a [`TimerWheel`]. A query that the
+//! app repeats is the same transaction: its deadline starts again, its latency does not, since that is what
+//! the app waits. When the table is full the transaction whose query was sent longest ago makes room.
+
+use crate::flow::{FlowId, FlowKey, FlowTable, LruList, TimerWheel};
+use crate::rng::KeyedHash;
+use crate::time::{Duration, Instant};
+use crate::wire::Endpoint;
+
+/// Time after which a query counts as unanswered: what resolvers commonly wait before they ask again or elsewhere.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Octets of a message header (RFC 1035 4.1.1).
+const HEADER: usize = 12;
+
+/// What went through port 53; each counts since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct DnsStats {
+    /// Queries, repeated ones included.
+    pub queries: u64,
+    /// Queries that repeated one in flight.
+    pub repeated: u64,
+    /// Answers that matched a query.
+    pub answers: u64,
+    /// Queries that were not answered in [`TIMEOUT`].
+    pub timeouts: u64,
+    /// Answers that matched no query: late, second, or forged.
+    pub unmatched: u64,
+    /// Queries that were forgotten for lack of space.
+    pub evicted: u64,
+    /// Messages shorter than a header, queries marked as answers and answers marked as queries.
+    pub malformed: u64,
+}
+
+/// Names a transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Transaction {
+    tuple: FlowKey,
+    id: u16,
+}
+
+/// Transactions in flight.
+#[derive(Debug)]
+pub struct DnsTable {
+    /// When each was first asked.
+    transactions: FlowTable<Transaction, Instant>,
+    deadlines: TimerWheel,
+    /// By the last query of each.
+    order: LruList,
+    stats: DnsStats,
+}
+
+impl DnsTable {
+    /// A table of at most `capacity` transactions (at least one), indexed under `hash`.
+    pub fn new(capacity: usize, hash: KeyedHash) -> DnsTable {
+        DnsTable {
+            transactions: FlowTable::new(capacity.max(1), hash),
+            deadlines: TimerWheel::new(),
+            order: LruList::new(),
+            stats: DnsStats::default(),
+        }
+    }
+
+    /// Notes a query, the data of a datagram from the app at `local` to the server at `remote`.
+    pub fn handle_query(&mut self, local: Endpoint, remote: Endpoint, payload: &[u8], now: Instant) {
+        let Some((id, false)) = read_header(payload) else {
+            self.stats.malformed += 1;
+            return;
+        };
+        self.stats.queries += 1;
+        let key = Transaction { tuple: FlowKey { local, remote }, id };
+        let entry = match self.transactions.find(&key) {
+            Some(entry) => {
+                self.stats.repeated += 1;
+                entry
+            }
+            None => {
+                if self.transactions.is_full() {
+                    self.evict();
+                }
+                let Ok(entry) = self.transactions.insert(key, now) else { return };
+                entry
+            }
+        };
+        self.order.touch(entry.index());
+        self.deadlines.set(entry.index(), now + TIMEOUT);
+    }
+
+    /// Notes an answer, the data of a datagram from the server at `remote` to the app at `local`, and gives
+    /// the time since the query that it matches was first sent.
+    pub fn handle_answer(
+        &mut self,
+        local: Endpoint,
+        remote: Endpoint,
+        payload: &[u8],
+        now: Instant,
+    ) -> Option<Duration> {
+        let Some((id, true)) = read_header(payload) else {
+            self.stats.malformed += 1;
+            return None;
+        };
+        let Some(entry) = self.transactions.find(&Transaction { tuple: FlowKey { local, remote }, id })
+        else {
+            self.stats.unmatched += 1;
+            return None;
+        };
+        let asked = self.forget(entry)?;
+        self.stats.answers += 1;
+        Some(now.since(asked))
+    }
+
+    /// Forgets the queries whose time is over.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(index) = self.deadlines.pop(now) {
+            if let Some(entry) = self.transactions.id_at(index) {
+                self.forget(entry);
+                self.stats.timeouts += 1;
+            }
+        }
+    }
+
+    /// When [`DnsTable::handle_timeout`] is wanted next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.next_deadline()
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> &DnsStats {
+        &self.stats
+    }
+
+    /// Queries in flight.
+    pub fn len(&self) -> usize {
+        self.transactions.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.transactions.is_empty()
+    }
+
+    fn evict(&mut self) {
+        let oldest = self.order.oldest().and_then(|index| self.transactions.id_at(index));
+        if let Some(entry) = oldest {
+            self.forget(entry);
+            self.stats.evicted += 1;
+        }
+    }
+
+    /// Takes a transaction out of every structure; gives the time of its first query.
+    fn forget(&mut self, entry: FlowId) -> Option<Instant> {
+        self.deadlines.cancel(entry.index());
+        self.order.remove(entry.index());
+        self.transactions.remove(entry).map(|(_, asked)| asked)
+    }
+}
+
+/// Message id and whether QR says that it is an answer; `None` when there is no whole header.
+fn read_header(payload: &[u8]) -> Option<(u16, bool)> {
+    let header: &[u8; HEADER] = payload.first_chunk()?;
+    Some((u16::from_be_bytes([header[0], header[1]]), header[2] & 0x80 != 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Rng, SEED_LEN};
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const SERVER: &str = "9.9.9.9:53";
+
+    fn endpoint(text: &str) -> Endpoint {
+        text.parse::<std::net::SocketAddr>().unwrap().into()
+    }
+
+    fn app(port: u16) -> Endpoint {
+        Endpoint::new("10.0.0.1".parse().unwrap(), port)
+    }
+
+    fn message(id: u16, answer: bool) -> [u8; HEADER] {
+        let mut octets = [0; HEADER];
+        octets[..2].copy_from_slice(&id.to_be_bytes());
+        octets[2] = if answer { 0x81 } else { 0x01 };
+        octets
+    }
+
+    fn table(capacity: usize) -> DnsTable {
+        DnsTable::new(capacity, Rng::new([5; SEED_LEN]).keyed_hash())
+    }
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_millis(millis)
+    }
+
+    /// Z7: matched by id and both endpoints, and only once.
+    #[test]
+    fn an_answer_matches_only_its_own_query() {
+        let mut dns = table(8);
+        let server = endpoint(SERVER);
+        dns.handle_query(app(1000), server, &message(7, false), at(0));
+        assert_eq!(dns.handle_answer(app(1000), server, &message(8, true), at(1)), None);
+        assert_eq!(dns.handle_answer(app(1001), server, &message(7, true), at(1)), None);
+        assert_eq!(dns.handle_answer(app(1000), endpoint("9.9.9.10:53"), &message(7, true), at(1)), None);
+        assert_eq!(dns.handle_answer(app(1000), endpoint("9.9.9.9:54"), &message(7, true), at(1)), None);
+        assert_eq!(
+            dns.handle_answer(app(1000), server, &message(7, true), at(30)),
+            Some(Duration::from_millis(30))
+        );
+        assert_eq!(dns.handle_answer(app(1000), server, &message(7, true), at(31)), None);
+        assert_eq!(*dns.stats(), DnsStats { queries: 1, answers: 1, unmatched: 5, ..DnsStats::default() });
+        assert!(dns.is_empty());
+        assert_eq!(dns.poll_timeout(), None);
+    }
+
+    /// Z7: a query that nobody answers is noticed after five seconds, not before.
+    #[test]
+    fn a_query_without_an_answer_times_out() {
+        let mut dns = table(8);
+        dns.handle_query(app(1000), endpoint(SERVER), &message(7, false), at(100));
+        let mut wakeups = 0;
+        while let Some(next) = dns.poll_timeout() {
+            assert!(next <= at(5_100));
+            dns.handle_timeout(next);
+            wakeups += 1;
+        }
+        assert!(wakeups <= 4, "{wakeups}");
+        assert_eq!(dns.stats().timeouts, 1);
+        assert_eq!(dns.handle_answer(app(1000), endpoint(SERVER), &message(7, true), at(5_200)), None);
+        assert_eq!(dns.stats().unmatched, 1);
+    }
+
+    #[test]
+    fn a_repeated_query_is_one_transaction_with_a_new_deadline() {
+        let mut dns = table(8);
+        dns.handle_query(app(1000), endpoint(SERVER), &message(7, false), at(0));
+        dns.handle_query(app(1000), endpoint(SERVER), &message(7, false), at(4_000));
+        assert_eq!(dns.len(), 1);
+        dns.handle_timeout(at(8_999));
+        assert_eq!(dns.len(), 1);
+        let latency = dns.handle_answer(app(1000), endpoint(SERVER), &message(7, true), at(8_999));
+        assert_eq!(latency, Some(Duration::from_millis(8_999)));
+        assert_eq!(*dns.stats(), DnsStats { queries: 2, repeated: 1, answers: 1, ..DnsStats::default() });
+    }
+
+    /// Z7: the table is bounded; the query sent longest ago makes room and is counted.
+    #[test]
+    fn a_full_table_evicts_the_oldest() {
+        let mut dns = table(2);
+        dns.handle_query(app(1), endpoint(SERVER), &message(1, false), at(0));
+        dns.handle_query(app(2), endpoint(SERVER), &message(2, false), at(1));
+        dns.handle_query(app(1), endpoint(SERVER), &message(1, false), at(2));
+        dns.handle_query(app(3), endpoint(SERVER), &message(3, false), at(3));
+        assert_eq!(dns.len(), 2);
+        assert_eq!(dns.handle_answer(app(2), endpoint(SERVER), &message(2, true), at(4)), None);
+        assert!(dns.handle_answer(app(1), endpoint(SERVER), &message(1, true), at(4)).is_some());
+        assert!(dns.handle_answer(app(3), endpoint(SERVER), &message(3, true), at(4)).is_some());
+        assert_eq!(dns.stats().evicted, 1);
+        // The evicted one's deadline is gone with it.
+        dns.handle_timeout(at(60_000));
+        assert_eq!(dns.stats().timeouts, 0);
+    }
+
+    #[test]
+    fn what_is_no_message_is_counted_and_not_tracked() {
+        let mut dns = table(8);
+        for len in 0..HEADER {
+            dns.handle_query(app(1), endpoint(SERVER), &message(1, false)[..len], at(0));
+            assert_eq!(dns.handle_answer(app(1), endpoint(SERVER), &message(1, true)[..len], at(0)), None);
+        }
+        dns.handle_query(app(1), endpoint(SERVER), &message(1, true), at(0));
+        assert_eq!(dns.handle_answer(app(1), endpoint(SERVER), &message(1, false), at(0)), None);
+        assert_eq!(*dns.stats(), DnsStats { malformed: 26, ..DnsStats::default() });
+        assert!(dns.is_empty());
+    }
+
+    proptest! {
+        /// Against a map: every query ends in exactly one of answered, timed out, evicted, or in flight.
+        #[test]
+        fn every_query_is_accounted_for(
+            steps in prop::collection::vec((0u8..3, 0u16..6, 0u16..4, 0u64..3_000), 0..200),
+        ) {
+            let mut dns = table(4);
+            let mut model: BTreeMap<(u16, u16), (u64, u64)> = BTreeMap::new();
+            let mut now = 0;
+            for (step, id, port, wait) in steps {
+                match step {
+                    0 => {
+                        dns.handle_query(app(port), endpoint(SERVER), &message(id, false), at(now));
+                        let first = model.get(&(id, port)).map_or(now, |(first, _)| *first);
+                        model.insert((id, port), (first, now + 5_000));
+                    }
+                    1 => {
+                        let latency = dns.handle_answer(app(port), endpoint(SERVER), &message(id, true), at(now));
+                        // What was evicted is not in the table though it is in the model.
+                        let expected = model.remove(&(id, port)).map(|(first, _)| Duration::from_millis(now - first));
+                        prop_assert!(latency.is_none() || latency <= expected);
+                    }
+                    _ => {
+                        now += wait;
+                        dns.handle_timeout(at(now));
+                        model.retain(|_, (_, deadline)| *deadline > now);
+                    }
+                }
+                let s = dns.stats();
+                prop_assert!(dns.len() <= 4);
+                prop_assert_eq!(
+                    s.queries - s.repeated,
+                    s.answers + s.timeouts + s.evicted + u64::try_from(dns.len()).unwrap()
+                );
+                if s.evicted == 0 {
+                    prop_assert_eq!(dns.len(), model.len());
+                }
+            }
+        }
+    }
+}
