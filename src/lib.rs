@@ -16,3 +16,6 @@ pub mod wire;
 
 pub mod dns;
 pub mod outbound;
+
+#[cfg(feature = "os")]
+pub mod proxy;
