@@ -19,3 +19,5 @@ pub mod outbound;
 
 #[cfg(feature = "os")]
 pub mod proxy;
+#[cfg(feature = "os")]
+pub mod tun;

@@ -1,0 +1,75 @@
+//! Layer-3 devices: packets in, packets out, one file per system.
+//!
+//! # The contract
+//!
+//! - A [`Device`] never blocks: with nothing to read, or no room to write, it returns
+//!   [`io::ErrorKind::WouldBlock`] and, being a [`Source`], tells the poll loop when that changes. A signal is not an error.
+//! - [`Device::recv`] gives exactly one packet, from the first octet of its IP header on. A length of 0 is a packet too short to have
+//!   one, not an end of file: devices have none.
+//! - [`Device::send`] takes a packet whole or not at all, straight out of the slices of a [`Transmit`]; nothing is copied together.
+//! - Any other error means that the device is gone or down, and stays so.
+//! - A device that is dropped is closed. One that was opened by name ends with it, and takes its addresses and routes along.
+//!
+//! Giving the device its addresses, and the machine its routes, is the business of `host`.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+pub use linux::Tun;
+
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
+#[cfg(not(target_os = "linux"))]
+pub use unsupported::Tun;
+
+use crate::stack::Transmit;
+use core::fmt;
+use mio::event::Source;
+use std::io;
+
+/// What was read: one packet at the front of the buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Received {
+    /// Octets of the packet.
+    pub len: usize,
+    /// Whether the transport checksum has to be verified: no when the kernel left it to be filled in or vouches for it.
+    pub verify_checksum: bool,
+}
+
+/// A layer-3 device. The module's documentation is the contract.
+pub trait Device: Source {
+    /// Reads one packet into `buffer`, which is at least as long as the MTU.
+    fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Received>;
+
+    /// Writes one packet.
+    fn send(&mut self, packet: &Transmit<'_>) -> io::Result<()>;
+
+    /// The largest packet, in octets.
+    fn mtu(&self) -> u16;
+
+    /// The interface's name.
+    fn name(&self) -> &str;
+}
+
+/// Why there is no device.
+#[derive(Debug)]
+pub struct OpenError {
+    /// What was tried.
+    pub what: String,
+    /// The system's answer.
+    pub source: io::Error,
+    /// What to try next.
+    pub remedy: String,
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({})", self.what, self.source, self.remedy)
+    }
+}
+
+impl core::error::Error for OpenError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}

@@ -1,0 +1,54 @@
+//! Systems without a device of their own: type-checks, opens nothing.
+
+use super::{Device, OpenError, Received};
+use crate::stack::Transmit;
+use mio::event::Source;
+use mio::{Interest, Registry, Token};
+use std::io;
+
+/// A device that cannot exist here.
+#[derive(Debug)]
+pub enum Tun {}
+
+impl Tun {
+    /// Fails: this system is not supported.
+    pub fn open(name: &str, _mtu: u16) -> Result<Tun, OpenError> {
+        Err(OpenError {
+            what: format!("cannot create the device {name}"),
+            source: io::ErrorKind::Unsupported.into(),
+            remedy: "TUN devices are supported on Linux".into(),
+        })
+    }
+}
+
+impl Device for Tun {
+    fn recv(&mut self, _buffer: &mut [u8]) -> io::Result<Received> {
+        match *self {}
+    }
+
+    fn send(&mut self, _packet: &Transmit<'_>) -> io::Result<()> {
+        match *self {}
+    }
+
+    fn mtu(&self) -> u16 {
+        match *self {}
+    }
+
+    fn name(&self) -> &str {
+        match *self {}
+    }
+}
+
+impl Source for Tun {
+    fn register(&mut self, _registry: &Registry, _token: Token, _interests: Interest) -> io::Result<()> {
+        match *self {}
+    }
+
+    fn reregister(&mut self, _registry: &Registry, _token: Token, _interests: Interest) -> io::Result<()> {
+        match *self {}
+    }
+
+    fn deregister(&mut self, _registry: &Registry) -> io::Result<()> {
+        match *self {}
+    }
+}
