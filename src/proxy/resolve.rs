@@ -281,15 +281,11 @@ fn parse_answer(datagram: &[u8], id: u16, name: &[u8], kind: u16) -> Option<Resu
         if record != kind || addresses.len() >= MAX_ADDRESSES / 2 {
             continue;
         }
-        if let Ok(octets) = <[u8; 4]>::try_from(data) {
-            if kind == TYPE_A {
-                addresses.push(IpAddr::from(octets));
-            }
-        } else if let Ok(octets) = <[u8; 16]>::try_from(data) {
-            if kind == TYPE_AAAA {
-                addresses.push(IpAddr::from(octets));
-            }
-        }
+        let addr = match kind {
+            TYPE_A => <[u8; 4]>::try_from(data).ok().map(IpAddr::from),
+            _ => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),
+        };
+        addresses.extend(addr);
     }
     let truncated = flags & 0x0200 != 0;
     if truncated && addresses.is_empty() {
@@ -447,7 +443,7 @@ mod tests {
             let now = lookup.deadline();
             match lookup.handle_timeout(&mut rng, now) {
                 Step::Ask => asked += 1,
-                step => break (step, now),
+                step @ (Step::Wait | Step::Found(_) | Step::Failed(_)) => break (step, now),
             }
         };
         assert_eq!((end, asked), (Step::Failed(Failure::NoAnswer), 4));
