@@ -15,12 +15,30 @@
 //!
 //! A fragment that completes a datagram gives [`Ingress::Reassembled`]: the caller feeds the packet in again.
 
-use crate::flow::{FlowId, FlowKey};
-use crate::rng::SEED_LEN;
+mod control;
+mod egress;
+mod icmp;
+mod ingress;
+mod limit;
+mod reassembly;
+mod tcp;
+
+pub use egress::Datagram;
+pub use tcp::Tcp;
+
+use crate::flow::FlowId;
+use crate::rng::{Rng, SEED_LEN};
 use crate::time::{Duration, Instant};
-use crate::wire::Endpoint;
-use crate::wire::icmp::Unreachable;
+use crate::wire::icmp::{IcmpMessage, Unreachable};
+use crate::wire::ip::{IpPacket, protocol};
+use crate::wire::udp::{self, UdpDatagram};
+use crate::wire::{Endpoint, WireError};
+use control::ControlQueue;
 use core::net::IpAddr;
+use egress::Scratch;
+use icmp::Verdict;
+use reassembly::Reassembler;
+use tcp::TcpLayer;
 
 /// One IP packet, or one TCP super-segment, as the device gave it.
 #[derive(Clone, Copy, Debug)]
@@ -341,145 +359,208 @@ impl Default for TcpConfig {
 
 /// The endpoint. See the module's theory of operation.
 #[derive(Debug)]
-pub struct Stack {}
+pub struct Stack {
+    config: StackConfig,
+    tcp: TcpLayer,
+    control: ControlQueue,
+    reassembler: Reassembler,
+    rng: Rng,
+    scratch: Scratch,
+    stats: Stats,
+}
 
 impl Stack {
     /// A stack with its limits and its seed.
-    pub fn new(_config: StackConfig, _seed: [u8; SEED_LEN]) -> Stack {
-        todo!()
+    pub fn new(config: StackConfig, seed: [u8; SEED_LEN]) -> Stack {
+        let mut rng = Rng::new(seed);
+        Stack {
+            tcp: TcpLayer::new(&config, &mut rng),
+            control: ControlQueue::new(config.error_rate),
+            reassembler: Reassembler::new(
+                config.reassembly_entries,
+                config.reassembly_octets,
+                config.reassembly_timeout,
+                rng.keyed_hash(),
+            ),
+            rng,
+            scratch: [0; _],
+            stats: Stats::default(),
+            config,
+        }
     }
 
     /// Takes one packet from the device.
-    pub fn handle_packet<'p>(&mut self, _packet: Packet<'p>, _now: Instant) -> Result<Ingress<'p>, DropReason> {
-        todo!()
+    pub fn handle_packet<'p>(&mut self, packet: Packet<'p>, now: Instant) -> Result<Ingress<'p>, DropReason> {
+        self.stats.packets_in += 1;
+        let result = self.dispatch(packet, now);
+        if let Err(reason) = &result {
+            self.stats.drops[*reason as usize] += 1;
+        }
+        result
+    }
+
+    fn dispatch<'p>(&mut self, packet: Packet<'p>, now: Instant) -> Result<Ingress<'p>, DropReason> {
+        let ip = IpPacket::parse(packet.octets).map_err(|_| DropReason::BadIp)?;
+        ingress::check_ends(&ip, &self.config.broadcasts)?;
+        if let Some(fragment) = ip.fragment {
+            let whole = self.reassembler.handle_fragment(&ip, fragment, now)?;
+            return Ok(whole.map_or(Ingress::Consumed, Ingress::Reassembled));
+        }
+        match (ip.protocol, ip.src.is_ipv6()) {
+            (protocol::TCP, _) => {
+                self.tcp.handle_segment(&ip, packet.verify_checksum, &mut self.control, &mut self.stats, now)
+            }
+            (protocol::UDP, _) => datagram(&ip, packet.verify_checksum),
+            (protocol::ICMP, false) | (protocol::ICMPV6, true) => self.icmp(&ip, now),
+            _ => {
+                self.control.unreachable(packet.octets, Unreachable::Protocol, &mut self.stats, now);
+                Err(DropReason::Protocol)
+            }
+        }
+    }
+
+    fn icmp<'p>(&mut self, ip: &IpPacket<'p>, now: Instant) -> Result<Ingress<'p>, DropReason> {
+        match icmp::judge(ip, self.config.echo)? {
+            Verdict::Echo { id, seq, data } => self.echo(ip, IcmpMessage::EchoReply { id, seq, data }),
+            Verdict::Tcp { key, seq, error } => self.tcp.handle_icmp(key, seq, error, now)?,
+        }
+        Ok(Ingress::Consumed)
+    }
+
+    fn echo(&mut self, ip: &IpPacket<'_>, reply: IcmpMessage<'_>) {
+        let mut message = vec![0; reply.buffer_len()];
+        reply.emit(ip.dst, ip.src, &mut message);
+        let id = self.rng.next_u32();
+        let mut datagram = icmp::echo_reply(&mut self.scratch, &message, ip.dst, ip.src, self.config.mtu, id);
+        while let Some(packet) = datagram.next_packet() {
+            self.control.packet(packet.len(), |buffer| {
+                let (header, payload) = buffer.split_at_mut(packet.header.len());
+                header.copy_from_slice(packet.header);
+                payload.copy_from_slice(packet.payload[0]);
+            });
+        }
+        self.stats.echoes += 1;
     }
 
     /// Runs every timer that is due.
-    pub fn handle_timeout(&mut self, _now: Instant) {
-        todo!()
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.tcp.handle_timeout(&mut self.control, &mut self.stats, now);
+        self.reassembler.handle_timeout(&mut self.control, &mut self.stats, now);
     }
 
     /// The next packet for the device. What it borrows is only freed by an acknowledgement: a packet that the device refuses may be
     /// dropped, and the stack recovers as from any loss.
-    pub fn poll_transmit(&mut self, _now: Instant) -> Option<Transmit<'_>> {
-        todo!()
+    #[must_use]
+    pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_>> {
+        if let Some(packet) = self.control.pop() {
+            self.stats.packets_out += 1;
+            return Some(Transmit { header: packet, payload: [&[], &[]], offload: None });
+        }
+        let transmit = self.tcp.poll_transmit(&mut self.stats, now)?;
+        self.stats.packets_out += 1;
+        Some(transmit)
     }
 
     /// The next event.
+    #[must_use]
     pub fn poll_event(&mut self) -> Option<StackEvent> {
-        todo!()
+        self.tcp.poll_event()
     }
 
     /// When [`Stack::handle_timeout`] is wanted next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        todo!()
+        [self.tcp.poll_timeout(), self.reassembler.poll_timeout()].into_iter().flatten().min()
     }
 
     /// A TCP flow that is alive (not in TIME-WAIT).
-    pub fn tcp(&mut self, _flow: FlowId) -> Option<Tcp<'_>> {
-        todo!()
+    pub fn tcp(&mut self, flow: FlowId) -> Option<Tcp<'_>> {
+        self.tcp.handle(flow, &mut self.control, &mut self.stats)
     }
 
-    /// All TCP flows alive, for shutdown and reports.
+    /// All TCP flows alive, for shutdown and reports. Cost: the whole table.
     pub fn tcp_flows(&self) -> impl Iterator<Item = FlowId> + '_ {
-        core::iter::empty()
+        self.tcp.flows()
     }
 
     /// Prepares a datagram from `remote` to the app at `local`: one packet, or the fragments of one. `None` when the families differ or
     /// the payload is larger than UDP can carry. Nothing is queued: the caller takes the packets at once.
-    pub fn send_datagram<'a>(&'a mut self, _remote: Endpoint, _local: Endpoint, _payload: &'a [u8], _now: Instant) -> Option<Datagram<'a>> {
-        todo!()
+    pub fn send_datagram<'a>(
+        &'a mut self,
+        remote: Endpoint,
+        local: Endpoint,
+        payload: &'a [u8],
+        _now: Instant,
+    ) -> Option<Datagram<'a>> {
+        let header = egress::ip_header(remote.addr, local.addr, protocol::UDP);
+        let most =
+            usize::from(u16::MAX) - udp::HEADER - if remote.addr.is_ipv4() { header.header_len() } else { 0 };
+        if remote.addr.is_ipv4() != local.addr.is_ipv4() || payload.len() > most {
+            return None;
+        }
+        let mut front = [0; udp::HEADER];
+        let front_len =
+            udp::emit_header(&mut front, (remote.addr, remote.port), (local.addr, local.port), payload);
+        let id = self.rng.next_u32();
+        self.stats.packets_out += 1;
+        Some(Datagram {
+            scratch: &mut self.scratch,
+            header,
+            front,
+            front_len,
+            payload,
+            mtu: self.config.mtu.into(),
+            id,
+            offset: 0,
+        })
     }
 
     /// Answers a datagram that cannot be delivered with an ICMP error (quoting rules and rate limit apply). `payload` is the datagram's data.
-    pub fn refuse_datagram(&mut self, _local: Endpoint, _remote: Endpoint, _payload: &[u8], _why: Unreachable, _now: Instant) {
-        todo!()
+    pub fn refuse_datagram(
+        &mut self,
+        local: Endpoint,
+        remote: Endpoint,
+        payload: &[u8],
+        why: Unreachable,
+        now: Instant,
+    ) {
+        let header = egress::ip_header(local.addr, remote.addr, protocol::UDP);
+        let len = header.header_len();
+        let upper = udp::HEADER + payload.len();
+        if remote.addr.is_ipv4() != local.addr.is_ipv4() || len + upper > usize::from(u16::MAX) {
+            return;
+        }
+        // The datagram as the app sent it, to be quoted.
+        let mut original = vec![0; len + udp::HEADER];
+        header.emit(&mut original, upper);
+        udp::emit_header(&mut original[len..], (local.addr, local.port), (remote.addr, remote.port), payload);
+        original.extend_from_slice(payload);
+        self.control.unreachable(&original, why, &mut self.stats, now);
     }
 
     /// Counters.
     pub fn stats(&self) -> &Stats {
-        todo!()
+        &self.stats
     }
 }
 
-/// A datagram on its way out: packets to be taken in order.
-#[derive(Debug)]
-pub struct Datagram<'a> {
-    _p: core::marker::PhantomData<&'a ()>,
-}
-
-impl Datagram<'_> {
-    /// The next packet; `None` when all are taken.
-    pub fn next_packet(&mut self) -> Option<Transmit<'_>> {
-        todo!()
+fn datagram<'p>(ip: &IpPacket<'p>, verify_checksum: bool) -> Result<Ingress<'p>, DropReason> {
+    let datagram =
+        UdpDatagram::parse(ip.src, ip.dst, ip.payload, verify_checksum).map_err(|error| match error {
+            WireError::Checksum => DropReason::BadChecksum,
+            WireError::Truncated
+            | WireError::Version
+            | WireError::HeaderLength
+            | WireError::Length
+            | WireError::Extension
+            | WireError::Value => DropReason::BadUdp,
+        })?;
+    // A reply to port 0 could not be sent; a datagram to it is for nobody (RFC 768).
+    if datagram.src_port == 0 || datagram.dst_port == 0 {
+        return Err(DropReason::BadUdp);
     }
-}
-
-/// A handle on one TCP flow: what a socket is to a process.
-#[derive(Debug)]
-pub struct Tcp<'a> {
-    _p: core::marker::PhantomData<&'a mut ()>,
-}
-
-impl Tcp<'_> {
-    /// The two ends.
-    pub fn key(&self) -> FlowKey {
-        todo!()
-    }
-
-    /// Sends the SYN-ACK for a SYN that waits in the SYN queue; nothing when it was accepted before.
-    pub fn accept(&mut self, _now: Instant) {
-        todo!()
-    }
-
-    /// Refuses a SYN that waits in the SYN queue: the flow is gone and no event follows. A flow that is past that is aborted.
-    pub fn refuse(self, _why: Refusal, _now: Instant) {
-        todo!()
-    }
-
-    /// Ends an offer of [`Ingress::Stream`]: the socket took the first `taken` octets of `payload`, the others are buffered.
-    pub fn keep(&mut self, _payload: &[u8], _taken: usize, _now: Instant) {
-        todo!()
-    }
-
-    /// In-order octets that are buffered, in two slices.
-    pub fn recv(&self) -> (&[u8], &[u8]) {
-        todo!()
-    }
-
-    /// Frees the first `octets` of [`Tcp::recv`]; opens the window.
-    pub fn consume(&mut self, _octets: usize, _now: Instant) {
-        todo!()
-    }
-
-    /// Whether the app has sent FIN and everything before it was consumed.
-    pub fn recv_finished(&self) -> bool {
-        todo!()
-    }
-
-    /// Free space to be filled for the app, in two slices; both empty when there is none (full, not established, shut down,
-    /// or the budget is spent). An event `Writable` follows when there is space again.
-    pub fn send_buf(&mut self) -> (&mut [u8], &mut [u8]) {
-        todo!()
-    }
-
-    /// The first `octets` of [`Tcp::send_buf`] have been filled and are to be sent.
-    pub fn commit(&mut self, _octets: usize, _now: Instant) {
-        todo!()
-    }
-
-    /// Octets committed and not yet acknowledged by the app's kernel.
-    pub fn send_queue(&self) -> usize {
-        todo!()
-    }
-
-    /// Sends FIN after everything committed. The other direction goes on. Calling it again does nothing.
-    pub fn shutdown(&mut self, _now: Instant) {
-        todo!()
-    }
-
-    /// Sends RST and forgets the flow; no event follows.
-    pub fn abort(self, _now: Instant) {
-        todo!()
-    }
+    Ok(Ingress::Datagram {
+        local: Endpoint::new(ip.src, datagram.src_port),
+        remote: Endpoint::new(ip.dst, datagram.dst_port),
+        payload: datagram.payload,
+    })
 }

@@ -81,16 +81,21 @@ impl<'p> IcmpMessage<'p> {
         }
         let rest = &octets[HEADER..];
         let (kind, code) = (header[0], header[1]);
-        let (id, seq) = (u16::from_be_bytes([header[4], header[5]]), u16::from_be_bytes([header[6], header[7]]));
+        let (id, seq) =
+            (u16::from_be_bytes([header[4], header[5]]), u16::from_be_bytes([header[6], header[7]]));
         let word = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
         Ok(match (v6, kind, code) {
             (false, 8, 0) | (true, 128, 0) => IcmpMessage::EchoRequest { id, seq, data: rest },
             (false, 0, 0) | (true, 129, 0) => IcmpMessage::EchoReply { id, seq, data: rest },
             (false, 3, 4) => IcmpMessage::PacketTooBig { mtu: seq.into(), quoted: rest },
             (true, 2, _) => IcmpMessage::PacketTooBig { mtu: word, quoted: rest },
-            (false, 3, _) | (true, 1, _) => IcmpMessage::Unreachable { why: reason(v6, kind, code), quoted: rest },
+            (false, 3, _) | (true, 1, _) => {
+                IcmpMessage::Unreachable { why: reason(v6, kind, code), quoted: rest }
+            }
             (true, 4, 1) => IcmpMessage::Unreachable { why: Some(Unreachable::Protocol), quoted: rest },
-            (false, 11, 0 | 1) | (true, 3, 0 | 1) => IcmpMessage::TimeExceeded { reassembly: code == 1, quoted: rest },
+            (false, 11, 0 | 1) | (true, 3, 0 | 1) => {
+                IcmpMessage::TimeExceeded { reassembly: code == 1, quoted: rest }
+            }
             _ => IcmpMessage::Other { kind, code },
         })
     }
@@ -112,8 +117,12 @@ impl<'p> IcmpMessage<'p> {
     pub fn emit(&self, src: IpAddr, dst: IpAddr, buffer: &mut [u8]) -> usize {
         let v6 = src.is_ipv6();
         let (kind, code, word, data): (u8, u8, u32, &[u8]) = match *self {
-            IcmpMessage::EchoRequest { id, seq, data } => (if v6 { 128 } else { 8 }, 0, u32::from(id) << 16 | u32::from(seq), data),
-            IcmpMessage::EchoReply { id, seq, data } => (if v6 { 129 } else { 0 }, 0, u32::from(id) << 16 | u32::from(seq), data),
+            IcmpMessage::EchoRequest { id, seq, data } => {
+                (if v6 { 128 } else { 8 }, 0, u32::from(id) << 16 | u32::from(seq), data)
+            }
+            IcmpMessage::EchoReply { id, seq, data } => {
+                (if v6 { 129 } else { 0 }, 0, u32::from(id) << 16 | u32::from(seq), data)
+            }
             IcmpMessage::Unreachable { why, quoted } => {
                 let (kind, code) = number(v6, why.unwrap_or(Unreachable::Host));
                 // A v6 parameter problem points at the next-header field of the quoted packet (RFC 4443 3.4).
@@ -122,7 +131,9 @@ impl<'p> IcmpMessage<'p> {
             }
             IcmpMessage::PacketTooBig { mtu, quoted } if v6 => (2, 0, mtu, quoted),
             IcmpMessage::PacketTooBig { mtu, quoted } => (3, 4, mtu & 0xffff, quoted),
-            IcmpMessage::TimeExceeded { reassembly, quoted } => (if v6 { 3 } else { 11 }, u8::from(reassembly), 0, quoted),
+            IcmpMessage::TimeExceeded { reassembly, quoted } => {
+                (if v6 { 3 } else { 11 }, u8::from(reassembly), 0, quoted)
+            }
             IcmpMessage::Other { kind, code } => (kind, code, 0, &[]),
         };
         let len = HEADER + data.len();
@@ -141,13 +152,19 @@ const HEADER: usize = 8;
 
 fn sum(v6: bool, src: IpAddr, dst: IpAddr, octets: &[u8]) -> Checksum {
     let length = u32::try_from(octets.len()).unwrap_or(u32::MAX);
-    let start = if v6 { Checksum::pseudo_header(src, dst, protocol::ICMPV6, length) } else { Checksum::new() };
+    let start =
+        if v6 { Checksum::pseudo_header(src, dst, protocol::ICMPV6, length) } else { Checksum::new() };
     start.add(octets)
 }
 
 fn reason(v6: bool, kind: u8, code: u8) -> Option<Unreachable> {
-    const ALL: [Unreachable; 5] =
-        [Unreachable::Network, Unreachable::Host, Unreachable::Protocol, Unreachable::Port, Unreachable::Prohibited];
+    const ALL: [Unreachable; 5] = [
+        Unreachable::Network,
+        Unreachable::Host,
+        Unreachable::Protocol,
+        Unreachable::Port,
+        Unreachable::Prohibited,
+    ];
     ALL.into_iter().find(|why| number(v6, *why) == (kind, code))
 }
 
@@ -212,15 +229,30 @@ mod tests {
     fn errors_come_back_with_their_meaning() {
         for v6 in [false, true] {
             let (src, dst) = addrs(v6);
-            for why in [Unreachable::Network, Unreachable::Host, Unreachable::Protocol, Unreachable::Port, Unreachable::Prohibited] {
+            for why in [
+                Unreachable::Network,
+                Unreachable::Host,
+                Unreachable::Protocol,
+                Unreachable::Port,
+                Unreachable::Prohibited,
+            ] {
                 let octets = emit(v6, &IcmpMessage::Unreachable { why: Some(why), quoted: b"q" });
                 let parsed = IcmpMessage::parse(src, dst, &octets).expect("valid");
-                assert!(matches!(parsed, IcmpMessage::Unreachable { why: Some(back), quoted: b"q" } if back == why), "{parsed:?}");
+                assert!(
+                    matches!(parsed, IcmpMessage::Unreachable { why: Some(back), quoted: b"q" } if back == why),
+                    "{parsed:?}"
+                );
             }
             let octets = emit(v6, &IcmpMessage::PacketTooBig { mtu: 1_400, quoted: b"q" });
-            assert!(matches!(IcmpMessage::parse(src, dst, &octets), Ok(IcmpMessage::PacketTooBig { mtu: 1_400, .. })));
+            assert!(matches!(
+                IcmpMessage::parse(src, dst, &octets),
+                Ok(IcmpMessage::PacketTooBig { mtu: 1_400, .. })
+            ));
             let octets = emit(v6, &IcmpMessage::TimeExceeded { reassembly: true, quoted: b"q" });
-            assert!(matches!(IcmpMessage::parse(src, dst, &octets), Ok(IcmpMessage::TimeExceeded { reassembly: true, .. })));
+            assert!(matches!(
+                IcmpMessage::parse(src, dst, &octets),
+                Ok(IcmpMessage::TimeExceeded { reassembly: true, .. })
+            ));
         }
     }
 

@@ -196,6 +196,23 @@ mod extension {
     pub(super) const DESTINATION: u8 = 60;
 }
 
+/// Source and destination out of the fixed header alone, whatever the rest looks like; for the front of a packet, as ICMP quotes it.
+pub fn ends(octets: &[u8]) -> Option<(IpAddr, IpAddr)> {
+    match octets.first()? >> 4 {
+        4 => {
+            let ends: &[u8; 8] = octets.get(12..20)?.try_into().ok()?;
+            let [a, b, c, d, e, f, g, h] = *ends;
+            Some((IpAddr::from([a, b, c, d]), IpAddr::from([e, f, g, h])))
+        }
+        6 => {
+            let src: [u8; 16] = octets.get(8..24)?.try_into().ok()?;
+            let dst: [u8; 16] = octets.get(24..40)?.try_into().ok()?;
+            Some((IpAddr::from(src), IpAddr::from(dst)))
+        }
+        _ => None,
+    }
+}
+
 /// What [`IpHeader::emit`] needs to know to write a header.
 #[derive(Clone, Copy, Debug)]
 pub struct IpHeader {
@@ -233,8 +250,11 @@ impl IpHeader {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let total = len_u16(len + payload_len);
                 let header = &mut buffer[..20];
-                let (offset, more) = self.fragment.map_or((0, false), |fragment| (fragment.offset, fragment.more));
-                let flags = (offset / 8) as u16 & 0x1fff | u16::from(more) << 13 | u16::from(self.dont_fragment) << 14;
+                let (offset, more) =
+                    self.fragment.map_or((0, false), |fragment| (fragment.offset, fragment.more));
+                let flags = (offset / 8) as u16 & 0x1fff
+                    | u16::from(more) << 13
+                    | u16::from(self.dont_fragment) << 14;
                 header[..2].copy_from_slice(&[0x45, 0]);
                 header[2..4].copy_from_slice(&total.to_be_bytes());
                 header[4..6].copy_from_slice(&self.id.to_be_bytes());
@@ -364,14 +384,22 @@ mod tests {
             packet(&ip, octets)
         };
         // hop-by-hop, destination options, atomic fragment, UDP
-        let octets = [&[60, 0, 1, 4, 0, 0, 0, 0][..], &[44, 0, 1, 4, 0, 0, 0, 0], &[17, 0, 0, 0, 0, 0, 0, 9], b"data"].concat();
+        let octets =
+            [&[60, 0, 1, 4, 0, 0, 0, 0][..], &[44, 0, 1, 4, 0, 0, 0, 0], &[17, 0, 0, 0, 0, 0, 0, 9], b"data"]
+                .concat();
         let packet = chain(0, &octets);
         let parsed = IpPacket::parse(&packet).expect("valid");
         assert_eq!((parsed.protocol, parsed.payload, parsed.fragment), (17, &b"data"[..], None));
         let late = [&[0, 0, 1, 4, 0, 0, 0, 0][..], &[17, 0, 1, 4, 0, 0, 0, 0]].concat();
         assert_eq!(IpPacket::parse(&chain(60, &late)).map(|_| ()), Err(WireError::Extension));
-        assert_eq!(IpPacket::parse(&chain(60, &[17, 9, 0, 0, 0, 0, 0, 0])).map(|_| ()), Err(WireError::Extension));
-        assert_eq!(IpPacket::parse(&chain(43, &[17, 0, 0, 1, 0, 0, 0, 0])).map(|_| ()), Err(WireError::Value));
+        assert_eq!(
+            IpPacket::parse(&chain(60, &[17, 9, 0, 0, 0, 0, 0, 0])).map(|_| ()),
+            Err(WireError::Extension)
+        );
+        assert_eq!(
+            IpPacket::parse(&chain(43, &[17, 0, 0, 1, 0, 0, 0, 0])).map(|_| ()),
+            Err(WireError::Value)
+        );
         let endless = [60, 0, 1, 4, 0, 0, 0, 0].repeat(20);
         assert_eq!(IpPacket::parse(&chain(60, &endless)).map(|_| ()), Err(WireError::Extension));
     }

@@ -58,7 +58,16 @@ impl core::ops::BitOr for TcpFlags {
 
 impl core::fmt::Debug for TcpFlags {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        let names = [(0x01, 'F'), (0x02, 'S'), (0x04, 'R'), (0x08, 'P'), (0x10, 'A'), (0x20, 'U'), (0x40, 'E'), (0x80, 'C')];
+        let names = [
+            (0x01, 'F'),
+            (0x02, 'S'),
+            (0x04, 'R'),
+            (0x08, 'P'),
+            (0x10, 'A'),
+            (0x20, 'U'),
+            (0x40, 'E'),
+            (0x80, 'C'),
+        ];
         names.iter().filter(|(bit, _)| self.0 & bit != 0).try_for_each(|(_, name)| write!(f, "{name}"))
     }
 }
@@ -147,7 +156,12 @@ impl<'p> TcpSegment<'p> {
     /// `verify_checksum` (a device that vouches for it by NEEDS_CSUM clears that). A data offset
     /// below 5 or beyond the segment is refused; an option with an illegal length ends option
     /// processing (RFC 9293 3.1, MUST-7).
-    pub fn parse(src: IpAddr, dst: IpAddr, octets: &'p [u8], verify_checksum: bool) -> Result<TcpSegment<'p>, WireError> {
+    pub fn parse(
+        src: IpAddr,
+        dst: IpAddr,
+        octets: &'p [u8],
+        verify_checksum: bool,
+    ) -> Result<TcpSegment<'p>, WireError> {
         let fixed: &[u8; 20] = octets.first_chunk().ok_or(WireError::Truncated)?;
         let header_len = usize::from(fixed[12] >> 4) * 4;
         if header_len < 20 {
@@ -295,7 +309,8 @@ impl TcpOptions {
             let [a, b] = mss.to_be_bytes();
             put(&[option::MSS, 4, a, b]);
         }
-        let padding = if self.sack_permitted { [option::SACK_PERMITTED, 2] } else { [option::NOP, option::NOP] };
+        let padding =
+            if self.sack_permitted { [option::SACK_PERMITTED, 2] } else { [option::NOP, option::NOP] };
         if let Some(timestamps) = self.timestamps {
             put(&padding);
             put(&[option::TIMESTAMPS, 10]);
@@ -335,7 +350,8 @@ mod tests {
         let mut octets = vec![0; segment.header_len()];
         segment.emit_header(&mut octets);
         octets.extend_from_slice(segment.payload);
-        let checksum = Checksum::pseudo_header(src, dst, protocol::TCP, octets.len() as u32).add(&octets).finish();
+        let checksum =
+            Checksum::pseudo_header(src, dst, protocol::TCP, octets.len() as u32).add(&octets).finish();
         octets[16..18].copy_from_slice(&checksum.to_be_bytes());
         octets
     }
@@ -390,13 +406,20 @@ mod tests {
     #[test]
     fn the_options_of_a_syn_are_as_long_as_a_kernels() {
         let timestamps = Some(Timestamps { value: 1, echo: 0 });
-        let options = TcpOptions { mss: Some(1460), window_scale: Some(7), sack_permitted: true, timestamps, ..TcpOptions::default() };
+        let options = TcpOptions {
+            mss: Some(1460),
+            window_scale: Some(7),
+            sack_permitted: true,
+            timestamps,
+            ..TcpOptions::default()
+        };
         assert_eq!(segment(options).header_len(), 40);
     }
 
     #[test]
     fn sack_blocks_that_do_not_fit_are_left_out() {
-        let mut options = TcpOptions { timestamps: Some(Timestamps { value: 1, echo: 2 }), ..TcpOptions::default() };
+        let mut options =
+            TcpOptions { timestamps: Some(Timestamps { value: 1, echo: 2 }), ..TcpOptions::default() };
         for n in 0..4 {
             options.sack.push(SeqNumber(n * 100), SeqNumber(n * 100 + 50));
         }
@@ -408,8 +431,8 @@ mod tests {
 
     fn any_options() -> impl Strategy<Value = TcpOptions> {
         let blocks = proptest::collection::vec((any::<u32>(), any::<u32>()), 0..3);
-        (any::<Option<u16>>(), any::<Option<u8>>(), any::<bool>(), any::<Option<(u32, u32)>>(), blocks).prop_map(
-            |(mss, window_scale, sack_permitted, timestamps, blocks)| {
+        (any::<Option<u16>>(), any::<Option<u8>>(), any::<bool>(), any::<Option<(u32, u32)>>(), blocks)
+            .prop_map(|(mss, window_scale, sack_permitted, timestamps, blocks)| {
                 let mut options = TcpOptions {
                     mss,
                     window_scale,
@@ -419,11 +442,12 @@ mod tests {
                 };
                 // Only a SYN carries MSS and scale, and it carries no blocks.
                 if mss.is_none() && window_scale.is_none() {
-                    blocks.iter().for_each(|(left, right)| options.sack.push(SeqNumber(*left), SeqNumber(*right)));
+                    blocks
+                        .iter()
+                        .for_each(|(left, right)| options.sack.push(SeqNumber(*left), SeqNumber(*right)));
                 }
                 options
-            },
-        )
+            })
     }
 
     proptest! {

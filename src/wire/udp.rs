@@ -22,7 +22,12 @@ pub struct UdpDatagram<'p> {
 impl<'p> UdpDatagram<'p> {
     /// Reads a datagram from the upper layer of an IP packet. Length < 8 or beyond the packet is
     /// refused; a zero checksum is accepted over IPv4 and refused over IPv6.
-    pub fn parse(src: IpAddr, dst: IpAddr, octets: &'p [u8], verify_checksum: bool) -> Result<UdpDatagram<'p>, WireError> {
+    pub fn parse(
+        src: IpAddr,
+        dst: IpAddr,
+        octets: &'p [u8],
+        verify_checksum: bool,
+    ) -> Result<UdpDatagram<'p>, WireError> {
         let header: &[u8; HEADER] = octets.first_chunk().ok_or(WireError::Truncated)?;
         let length = u16::from_be_bytes([header[4], header[5]]);
         let payload = octets.get(HEADER..usize::from(length)).ok_or(WireError::Length)?;
@@ -31,7 +36,8 @@ impl<'p> UdpDatagram<'p> {
             if checksum == 0 && src.is_ipv6() {
                 return Err(WireError::Checksum);
             }
-            let sum = Checksum::pseudo_header(src, dst, protocol::UDP, length.into()).add(header).add(payload);
+            let sum =
+                Checksum::pseudo_header(src, dst, protocol::UDP, length.into()).add(header).add(payload);
             if checksum != 0 && sum.finish() != 0 {
                 return Err(WireError::Checksum);
             }
@@ -54,7 +60,8 @@ pub fn emit_header(buffer: &mut [u8], src: (IpAddr, u16), dst: (IpAddr, u16), pa
     header[2..4].copy_from_slice(&dst.1.to_be_bytes());
     header[4..6].copy_from_slice(&length.to_be_bytes());
     header[6..8].fill(0);
-    let sum = Checksum::pseudo_header(src.0, dst.0, protocol::UDP, length.into()).add(header).add(payload).finish();
+    let sum =
+        Checksum::pseudo_header(src.0, dst.0, protocol::UDP, length.into()).add(header).add(payload).finish();
     // RFC 768: a sum of zero is sent as all ones, since zero means that none was computed.
     let sum = if sum == 0 { 0xffff } else { sum };
     header[6..8].copy_from_slice(&sum.to_be_bytes());

@@ -1,0 +1,706 @@
+//! TCP (RFC 9293) as the remote end of every connection that apps open through the TUN.
+//!
+//! # Theory of operation
+//!
+//! One table holds every connection by its two ends: small entries in the SYN queue and in TIME-WAIT, and a boxed [`tcb::Tcb`] for those
+//! in between. A segment is looked up once and handled by the state it meets:
+//!
+//! ```text
+//! none ─SYN─▶ Syn ─accept, ACK─▶ Open ─both FINs─▶ TimeWait ─2 MSL─▶ none
+//!              └─refuse, RST─▶ none  └─RST, abort, time-out─▶ none
+//! ```
+//!
+//! What a segment or a call changes may give the connection something to send: it is then put into `ready`, once, and
+//! [`TcpLayer::poll_transmit`] serves that queue round robin, one segment at a time. Acknowledgements are made there too, so that all
+//! segments handled in one turn are covered by one. Segments that belong to no block (SYN-ACK, RST, answers of TIME-WAIT) go to the
+//! [`ControlQueue`].
+//!
+//! Each connection has one deadline in the timer wheel: the earliest of its own. It is only moved when it becomes earlier; one that comes
+//! too early is looked at and set again, which is cheaper than moving it with every segment.
+//!
+//! # Files
+//!
+//! `handshake` SYN queue and TIME-WAIT; `tcb` the block; `input` arriving segments; `output` leaving ones and the timers; `flight` SACK
+//! scoreboard and RACK; `rtt`, `cubic`; `recv` and `ring` the buffers; `handle` what the caller holds.
+
+mod cubic;
+mod flight;
+mod handle;
+mod handshake;
+mod input;
+mod output;
+mod recv;
+mod ring;
+mod rtt;
+mod tcb;
+
+pub use handle::Tcp;
+
+use super::control::{ControlQueue, Limit};
+use super::egress::ip_header;
+use super::{Closed, DropReason, Ingress, Offload, StackConfig, StackEvent, Stats, Transmit};
+use crate::flow::{FlowId, FlowKey, FlowTable, LruList, TimerWheel};
+use crate::rng::{KeyedHash, Rng};
+use crate::time::Instant;
+use crate::wire::checksum::Checksum;
+use crate::wire::ip::{IpPacket, protocol};
+use crate::wire::tcp::{SackBlocks, TcpFlags, TcpOptions, TcpSegment};
+use crate::wire::{Endpoint, SeqNumber, WireError};
+use handshake::{Offer, SynEntry, TimeWait};
+use input::Context;
+use output::Segment;
+use ring::Pool;
+use std::collections::VecDeque;
+use tcb::{State, Tcb};
+
+/// IP and TCP headers with all options.
+const MAX_HEADERS: usize = 40 + 60;
+
+/// One connection in the table.
+#[derive(Debug)]
+pub(super) enum Slot {
+    /// In the SYN queue.
+    Syn(SynEntry),
+    /// Synchronised.
+    Open(Box<Tcb>),
+    /// Over, but remembered.
+    TimeWait(TimeWait),
+}
+
+const _: () = assert!(size_of::<Slot>() <= handshake::MAX_SYN_ENTRY + 8);
+/// An idle connection costs its block and its place in the tables, and nothing else.
+const _: () = assert!(size_of::<Tcb>() <= 640);
+
+/// What an ICMP error says about a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum IcmpError {
+    /// Unreachable, time exceeded: never a reason to abort (RFC 9293 3.9.2.2, MUST-56).
+    Soft,
+    /// Packet too big, with the next-hop MTU.
+    PacketTooBig(u32),
+}
+
+/// All connections.
+#[derive(Debug)]
+pub(crate) struct TcpLayer {
+    config: StackConfig,
+    pub(super) table: FlowTable<FlowKey, Slot>,
+    timers: TimerWheel,
+    ready: VecDeque<FlowId>,
+    events: VecDeque<StackEvent>,
+    pool: Pool,
+    /// Flows that found the memory of all flows spent.
+    starved: VecDeque<FlowId>,
+    isn: KeyedHash,
+    offsets: KeyedHash,
+    syns: usize,
+    /// Connections in TIME-WAIT, oldest first: they give way when the table is full.
+    time_wait: LruList,
+    header: [u8; MAX_HEADERS],
+}
+
+impl TcpLayer {
+    pub(crate) fn new(config: &StackConfig, rng: &mut Rng) -> TcpLayer {
+        TcpLayer {
+            table: FlowTable::new(config.tcp.max_flows, rng.keyed_hash()),
+            timers: TimerWheel::new(),
+            ready: VecDeque::new(),
+            events: VecDeque::new(),
+            pool: Pool::new(config.tcp.buffer_budget),
+            starved: VecDeque::new(),
+            isn: rng.keyed_hash(),
+            offsets: rng.keyed_hash(),
+            syns: 0,
+            time_wait: LruList::new(),
+            header: [0; MAX_HEADERS],
+            config: config.clone(),
+        }
+    }
+
+    /// Takes one segment of a validated packet.
+    pub(crate) fn handle_segment<'p>(
+        &mut self,
+        ip: &IpPacket<'p>,
+        verify_checksum: bool,
+        control: &mut ControlQueue,
+        stats: &mut Stats,
+        now: Instant,
+    ) -> Result<Ingress<'p>, DropReason> {
+        let segment =
+            TcpSegment::parse(ip.src, ip.dst, ip.payload, verify_checksum).map_err(|error| match error {
+                WireError::Checksum => DropReason::BadChecksum,
+                WireError::Truncated
+                | WireError::Version
+                | WireError::HeaderLength
+                | WireError::Length
+                | WireError::Extension
+                | WireError::Value => DropReason::BadTcp,
+            })?;
+        if segment.src_port == 0 || segment.dst_port == 0 {
+            return Err(DropReason::BadTcp);
+        }
+        let key = FlowKey {
+            local: Endpoint::new(ip.src, segment.src_port),
+            remote: Endpoint::new(ip.dst, segment.dst_port),
+        };
+        let Some(flow) = self.table.find(&key) else {
+            return self.unknown(key, &segment, control, stats, now);
+        };
+        match self.table.get_mut(flow) {
+            Some(Slot::Open(_)) => self.open(flow, &segment, control, stats, now),
+            Some(Slot::Syn(_)) => self.syn_received(flow, key, &segment, control, stats, now),
+            Some(Slot::TimeWait(_)) => self.time_waiting(flow, key, &segment, control, stats, now),
+            None => Err(DropReason::NoFlow),
+        }
+    }
+
+    /// CLOSED and LISTEN: RFC 9293 3.10.7.1 and 3.10.7.2. Every port listens.
+    fn unknown<'p>(
+        &mut self,
+        key: FlowKey,
+        segment: &TcpSegment<'p>,
+        control: &mut ControlQueue,
+        stats: &mut Stats,
+        now: Instant,
+    ) -> Result<Ingress<'p>, DropReason> {
+        let flags = segment.flags;
+        if flags.rst() {
+            return Err(DropReason::NoFlow);
+        }
+        if flags.ack() {
+            control.reset(key, segment.ack, None, Limit::Stray, stats, now);
+            return Err(DropReason::NoFlow);
+        }
+        if !flags.syn() {
+            let ack = segment.seq + segment.len();
+            control.reset(key, SeqNumber(0), Some(ack), Limit::Stray, stats, now);
+            return Err(DropReason::NoFlow);
+        }
+        if flags.fin() {
+            return Err(DropReason::Unacceptable);
+        }
+        if !self.make_room() {
+            stats.syn_refused_full += 1;
+            control.reset(key, SeqNumber(0), Some(segment.seq + 1), Limit::Stray, stats, now);
+            return Err(DropReason::Full);
+        }
+        let entry = self.new_entry(key, segment, now);
+        let Ok(flow) = self.table.insert(key, Slot::Syn(entry)) else { return Err(DropReason::Full) };
+        self.syns += 1;
+        self.timers.set(flow.index(), entry.deadline(&self.config.tcp));
+        self.events.push_back(StackEvent::Syn { flow });
+        Ok(Ingress::Consumed)
+    }
+
+    /// RFC 6528 3: a clock of 4 microseconds and a keyed hash of the two ends.
+    fn new_entry(&self, key: FlowKey, syn: &TcpSegment<'_>, now: Instant) -> SynEntry {
+        let clock = (now.as_micros() / 4) as u32;
+        let iss = SeqNumber((self.isn.strong(&key) as u32).wrapping_add(clock));
+        let offset = self.offsets.strong(&(key.local.addr, key.remote.addr)) as u32;
+        SynEntry::new(syn, iss, offset, key.local.addr.is_ipv6(), now)
+    }
+
+    /// Whether another SYN may be taken in; the oldest connection in TIME-WAIT makes room in a full table.
+    fn make_room(&mut self) -> bool {
+        if self.syns >= self.config.tcp.max_syn {
+            return false;
+        }
+        if self.table.is_full() {
+            let Some(oldest) = self.time_wait.oldest().and_then(|index| self.table.id_at(index)) else {
+                return false;
+            };
+            self.forget(oldest);
+        }
+        true
+    }
+
+    /// SYN-RECEIVED, or a SYN that the caller has not answered: RFC 9293 3.10.7.4 for that state.
+    fn syn_received<'p>(
+        &mut self,
+        flow: FlowId,
+        key: FlowKey,
+        segment: &TcpSegment<'p>,
+        control: &mut ControlQueue,
+        stats: &mut Stats,
+        now: Instant,
+    ) -> Result<Ingress<'p>, DropReason> {
+        let offer = Offer::new(&self.config, key.local.addr.is_ipv6());
+        let Some(Slot::Syn(entry)) = self.table.get_mut(flow) else { return Err(DropReason::NoFlow) };
+        let flags = segment.flags;
+        let rcv_nxt = entry.irs + 1;
+        let within = segment.seq.ge(rcv_nxt) && segment.seq.lt(rcv_nxt + u32::from(offer.window).max(1));
+        if flags.rst() {
+            if segment.seq == rcv_nxt {
+                self.end(flow, Closed::Reset, control, now);
+                return Ok(Ingress::Consumed);
+            }
+            if within {
+                challenge(entry, key, offer, control, stats, now);
+            }
+            return Err(DropReason::Unacceptable);
+        }
+        if flags.syn() {
+            return self.syn_again(flow, key, segment, offer, control, stats, now);
+        }
+        if !flags.ack() {
+            return Err(DropReason::Unacceptable);
+        }
+        if entry.answered.is_none() || segment.ack != entry.iss + 1 {
+            control.reset(key, segment.ack, None, Limit::Stray, stats, now);
+            return Err(DropReason::Unacceptable);
+        }
+        if entry.timestamps_old(segment) {
+            return Err(DropReason::Paws);
+        }
+        if !within {
+            challenge(entry, key, offer, control, stats, now);
+            return Err(DropReason::Unacceptable);
+        }
+        let settled = entry.settle(segment, offer, now);
+        let tcb = Box::new(Tcb::new(&settled, &self.config.tcp, now));
+        if let Some(slot) = self.table.get_mut(flow) {
+            *slot = Slot::Open(tcb);
+        }
+        self.syns -= 1;
+        self.timers.cancel(flow.index());
+        stats.established += 1;
+        self.events.push_back(StackEvent::Established { flow });
+        self.open(flow, segment, control, stats, now)
+    }
+
+    /// Another SYN for an entry of the SYN queue.
+    #[allow(clippy::too_many_arguments, reason = "the parts of the layer that a segment may touch")]
+    fn syn_again<'p>(
+        &mut self,
+        flow: FlowId,
+        key: FlowKey,
+        segment: &TcpSegment<'p>,
+        offer: Offer,
+        control: &mut ControlQueue,
+        stats: &mut Stats,
+        now: Instant,
+    ) -> Result<Ingress<'p>, DropReason> {
+        let fresh = self.new_entry(key, segment, now);
+        let Some(Slot::Syn(entry)) = self.table.get_mut(flow) else { return Err(DropReason::NoFlow) };
+        if segment.flags.ack() || segment.flags.fin() {
+            return Err(DropReason::Unacceptable);
+        }
+        match (entry.answered, segment.seq == entry.irs) {
+            // Sent again while the outbound is being opened: nothing to say yet.
+            (None, true) => {}
+            // The app has given up and tries anew from the same port.
+            (None, false) => {
+                let arrived = entry.arrived;
+                *entry = fresh;
+                entry.arrived = arrived;
+            }
+            (Some(_), true) => control.segment(key, &entry.syn_ack(key, offer, now)),
+            (Some(_), false) => {
+                challenge(entry, key, offer, control, stats, now);
+                return Err(DropReason::Unacceptable);
+            }
+        }
+        Ok(Ingress::Consumed)
+    }
+
+    /// A synchronised connection.
+    fn open<'p>(
+        &mut self,
+        flow: FlowId,
+        segment: &TcpSegment<'p>,
+        control: &mut ControlQueue,
+        stats: &mut Stats,
+        now: Instant,
+    ) -> Result<Ingress<'p>, DropReason> {
+        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return Err(DropReason::NoFlow) };
+        let mut cx = Context { config: &self.config.tcp, pool: &mut self.pool, stats, now };
+        let outcome = tcb.handle_segment(segment, &mut cx);
+        self.schedule(flow);
+        let outcome = outcome?;
+        if outcome.readable {
+            self.events.push_back(StackEvent::Readable { flow });
+        }
+        if let Some(why) = outcome.closed {
+            self.end(flow, why, control, now);
+            return Ok(Ingress::Consumed);
+        }
+        match outcome.offered {
+            Some((skip, len)) => Ok(Ingress::Stream { flow, payload: &segment.payload[skip..skip + len] }),
+            None => Ok(Ingress::Consumed),
+        }
+    }
+
+    /// TIME-WAIT: RFC 9293 3.10.7.4 and 3.6.1; RST is ignored (RFC 1337).
+    fn time_waiting<'p>(
+        &mut self,
+        flow: FlowId,
+        key: FlowKey,
+        segment: &TcpSegment<'p>,
+        control: &mut ControlQueue,
+        stats: &mut Stats,
+        now: Instant,
+    ) -> Result<Ingress<'p>, DropReason> {
+        let until = now + self.config.tcp.time_wait;
+        let Some(Slot::TimeWait(entry)) = self.table.get_mut(flow) else { return Err(DropReason::NoFlow) };
+        let flags = segment.flags;
+        if flags.rst() {
+            return Err(DropReason::Unacceptable);
+        }
+        if flags.syn() && !flags.ack() && !flags.fin() && entry.superseded_by(segment) {
+            self.forget(flow);
+            return self.unknown(key, segment, control, stats, now);
+        }
+        if flags.fin() {
+            entry.until = until;
+        }
+        if !segment.is_empty() {
+            if let Some(answer) = entry.answer(key, now) {
+                control.segment(key, &answer);
+            }
+        }
+        Err(DropReason::Unacceptable)
+    }
+
+    /// An ICMP error that quotes a segment of ours.
+    pub(crate) fn handle_icmp(
+        &mut self,
+        key: FlowKey,
+        seq: SeqNumber,
+        error: IcmpError,
+        now: Instant,
+    ) -> Result<(), DropReason> {
+        let flow = self.table.find(&key).ok_or(DropReason::IcmpIgnored)?;
+        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return Err(DropReason::IcmpIgnored) };
+        // RFC 5927 4.1: only about octets in flight.
+        let in_flight = seq.ge(tcb.snd_una) && seq.lt(tcb.snd_nxt);
+        let IcmpError::PacketTooBig(mtu) = error else { return Err(DropReason::IcmpIgnored) };
+        let (least, headers) = if key.local.addr.is_ipv6() { (1280, 60) } else { (68, 40) };
+        let options = if tcb.timestamps.is_some() { 12 } else { 0 };
+        let mss = mtu.max(least) - headers - options;
+        if !in_flight || mss >= tcb.mss {
+            return Err(DropReason::IcmpIgnored);
+        }
+        tcb.mss = mss.max(8);
+        if tcb.flight.lose_first() {
+            tcb.forced = tcb::Forced::Retransmit;
+            tcb.restart_loss_timer(None, now);
+        }
+        self.schedule(flow);
+        Ok(())
+    }
+
+    /// Runs the timers that are due.
+    pub(crate) fn handle_timeout(&mut self, control: &mut ControlQueue, stats: &mut Stats, now: Instant) {
+        while let Some(index) = self.timers.pop(now) {
+            let Some(flow) = self.table.id_at(index) else { continue };
+            let Some(key) = self.table.key(flow).copied() else { continue };
+            match self.table.get_mut(flow) {
+                Some(Slot::Syn(entry)) => {
+                    if entry.expired(&self.config.tcp, now) {
+                        self.reset(flow, key, control, stats, now);
+                        self.end(flow, Closed::TimedOut, control, now);
+                    } else {
+                        self.send_syn_ack(flow, key, control, now);
+                    }
+                }
+                Some(Slot::Open(tcb)) => match tcb.handle_timeout(&self.config.tcp, stats, now) {
+                    Some(why) => {
+                        self.reset(flow, key, control, stats, now);
+                        self.end(flow, why, control, now);
+                    }
+                    None => self.schedule(flow),
+                },
+                Some(Slot::TimeWait(entry)) if entry.until > now => self.timers.set(index, entry.until),
+                Some(Slot::TimeWait(_)) => self.forget(flow),
+                None => {}
+            }
+        }
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next_deadline()
+    }
+
+    pub(crate) fn poll_event(&mut self) -> Option<StackEvent> {
+        if self.events.is_empty() {
+            self.feed_starved();
+        }
+        self.events.pop_front()
+    }
+
+    /// Memory has come back: one flow after the other may ask again.
+    fn feed_starved(&mut self) {
+        while let Some(&flow) = self.starved.front() {
+            if self.pool.used() + ring::SMALLEST > self.config.tcp.buffer_budget {
+                return;
+            }
+            self.starved.pop_front();
+            if let Some(Slot::Open(tcb)) = self.table.get_mut(flow) {
+                if core::mem::take(&mut tcb.write_blocked) {
+                    self.events.push_back(StackEvent::Writable { flow });
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next segment, in turn from each flow that has one.
+    pub(crate) fn poll_transmit(&mut self, stats: &mut Stats, now: Instant) -> Option<Transmit<'_>> {
+        let (flow, segment) = loop {
+            let flow = self.ready.pop_front()?;
+            let limit = if self.config.offload { self.config.max_segment as u32 } else { u32::MAX };
+            let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { continue };
+            let limit = if self.config.offload { limit } else { tcb.mss };
+            match tcb.next_segment(limit, stats, now) {
+                Some(segment) => {
+                    self.ready.push_back(flow);
+                    break (flow, segment);
+                }
+                None => {
+                    tcb.queued = false;
+                    self.rearm(flow);
+                }
+            }
+        };
+        self.build(flow, segment, now)
+    }
+
+    /// Writes the headers of a segment; its text is borrowed from the send ring.
+    fn build(&mut self, flow: FlowId, segment: Segment, now: Instant) -> Option<Transmit<'_>> {
+        let key = *self.table.key(flow)?;
+        let Slot::Open(tcb) = self.table.get_mut(flow)? else { return None };
+        let fin = if segment.fin { TcpFlags::FIN } else { TcpFlags(0) };
+        let push = if segment.push && segment.len > 0 { TcpFlags::PSH } else { TcpFlags(0) };
+        let bare = segment.len == 0;
+        let header = TcpSegment {
+            src_port: key.remote.port,
+            dst_port: key.local.port,
+            seq: segment.seq,
+            ack: tcb.receive.nxt,
+            flags: TcpFlags::ACK | fin | push,
+            window: tcb.receive.advertise(tcb.mss),
+            urgent: 0,
+            options: TcpOptions {
+                timestamps: tcb.timestamps.map(|state| state.option(now)),
+                // Blocks go on segments without text, where there is room for them (RFC 2018 4).
+                sack: if bare && tcb.sack { tcb.receive.sack() } else { SackBlocks::default() },
+                ..TcpOptions::default()
+            },
+            payload: &[],
+        };
+        // Blocks are owed until they were sent: only a segment that has room for them settles the debt.
+        if bare || !tcb.receive.has_gap() {
+            tcb.acknowledged();
+        }
+        let offset = if bare { 0 } else { segment.seq.distance_from(tcb.snd_una) as usize };
+        let text = tcb.send.slices(offset, segment.len as usize);
+        let ip = ip_header(key.remote.addr, key.local.addr, protocol::TCP);
+        let (ip_len, tcp_len) = (ip.header_len(), header.header_len());
+        header.emit_header(&mut self.header[ip_len..]);
+        ip.emit(&mut self.header, tcp_len + segment.len as usize);
+        let length = tcp_len as u32 + segment.len;
+        let pseudo = Checksum::pseudo_header(key.remote.addr, key.local.addr, protocol::TCP, length);
+        let at = ip_len + 16;
+        let (checksum, offload) = if self.config.offload {
+            let segment_size = if segment.len > tcb.mss { tcb.mss as u16 } else { 0 };
+            (
+                pseudo.partial(),
+                Some(Offload { checksum_start: ip_len as u16, checksum_offset: 16, segment_size }),
+            )
+        } else {
+            (pseudo.add(&self.header[ip_len..ip_len + tcp_len]).add(text.0).add(text.1).finish(), None)
+        };
+        self.header[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+        Some(Transmit { header: &self.header[..ip_len + tcp_len], payload: [text.0, text.1], offload })
+    }
+
+    /// A handle on a connection that is alive.
+    pub(crate) fn handle<'a>(
+        &'a mut self,
+        flow: FlowId,
+        control: &'a mut ControlQueue,
+        stats: &'a mut Stats,
+    ) -> Option<Tcp<'a>> {
+        match self.table.get(flow)? {
+            Slot::TimeWait(_) => None,
+            Slot::Syn(_) | Slot::Open(_) => {
+                let key = *self.table.key(flow)?;
+                Some(Tcp { layer: self, flow, key, control, stats })
+            }
+        }
+    }
+
+    /// Connections that are alive. Cost: the whole table.
+    pub(crate) fn flows(&self) -> impl Iterator<Item = FlowId> + '_ {
+        self.table.ids().filter(|flow| matches!(self.table.get(*flow), Some(Slot::Syn(_) | Slot::Open(_))))
+    }
+
+    // ---- for the handle ----
+
+    pub(super) fn accept(&mut self, flow: FlowId, control: &mut ControlQueue, now: Instant) {
+        let Some(key) = self.table.key(flow).copied() else { return };
+        if matches!(self.table.get(flow), Some(Slot::Syn(entry)) if entry.answered.is_none()) {
+            self.send_syn_ack(flow, key, control, now);
+        }
+    }
+
+    fn send_syn_ack(&mut self, flow: FlowId, key: FlowKey, control: &mut ControlQueue, now: Instant) {
+        let offer = Offer::new(&self.config, key.local.addr.is_ipv6());
+        if let Some(Slot::Syn(entry)) = self.table.get_mut(flow) {
+            let next = entry.sent(&self.config.tcp, now);
+            control.segment(key, &entry.syn_ack(key, offer, now));
+            self.timers.set(flow.index(), next);
+        }
+    }
+
+    pub(super) fn keep(&mut self, flow: FlowId, rest: &[u8], control: &mut ControlQueue, now: Instant) {
+        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return };
+        tcb.receive.keep(rest, &mut self.pool);
+        if tcb.receive.finished() {
+            self.events.push_back(StackEvent::Readable { flow });
+        }
+        self.after_read(flow, control, now);
+    }
+
+    pub(super) fn consume(&mut self, flow: FlowId, octets: usize, control: &mut ControlQueue, now: Instant) {
+        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return };
+        tcb.receive.consume(octets, &mut self.pool);
+        if tcb.receive.update_due(tcb.mss) {
+            tcb.ack_now();
+        }
+        self.after_read(flow, control, now);
+    }
+
+    /// A connection whose both FINs are exchanged ends when its last octets were read.
+    fn after_read(&mut self, flow: FlowId, control: &mut ControlQueue, now: Instant) {
+        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return };
+        if tcb.over().is_some() {
+            self.end(flow, Closed::Finished, control, now);
+        } else {
+            self.schedule(flow);
+        }
+    }
+
+    pub(super) fn send_buf(&mut self, flow: FlowId) -> (&mut [u8], &mut [u8]) {
+        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return (&mut [], &mut []) };
+        let mut room = tcb.send_room(self.config.tcp.send_buffer);
+        if room > 0 && !tcb.send.reserve(tcb.send.len() + room, &mut self.pool) {
+            room = tcb.send.capacity() - tcb.send.len();
+            if room == 0 && !tcb.write_blocked {
+                self.starved.push_back(flow);
+            }
+        }
+        tcb.write_blocked = room == 0;
+        tcb.send.free_slices(room)
+    }
+
+    /// After anything changed: into the queue if there is something to send, timer set, memory given back, the writer told.
+    pub(super) fn schedule(&mut self, flow: FlowId) {
+        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return };
+        if !tcb.queued && tcb.wants_to_send() {
+            tcb.queued = true;
+            self.ready.push_back(flow);
+        }
+        if tcb.write_blocked && tcb.send_room(self.config.tcp.send_buffer) > 0 {
+            tcb.write_blocked = false;
+            self.events.push_back(StackEvent::Writable { flow });
+        }
+        if tcb.send.len() == 0 {
+            tcb.send.release(&mut self.pool);
+            tcb.flight.release_if_empty();
+        }
+        self.rearm(flow);
+    }
+
+    fn rearm(&mut self, flow: FlowId) {
+        let Some(Slot::Open(tcb)) = self.table.get(flow) else { return };
+        let deadline = tcb.deadline(&self.config.tcp);
+        if self.timers.deadline(flow.index()).is_none_or(|armed| deadline < armed) {
+            self.timers.set(flow.index(), deadline);
+        }
+    }
+
+    /// RST for a connection that is given up.
+    pub(super) fn reset(
+        &mut self,
+        flow: FlowId,
+        key: FlowKey,
+        control: &mut ControlQueue,
+        stats: &mut Stats,
+        now: Instant,
+    ) {
+        match self.table.get(flow) {
+            Some(Slot::Open(tcb)) => {
+                control.reset(key, tcb.snd_nxt, Some(tcb.receive.nxt), Limit::Flow, stats, now)
+            }
+            Some(Slot::Syn(entry)) if entry.answered.is_some() => {
+                control.reset(key, entry.iss + 1, Some(entry.irs + 1), Limit::Flow, stats, now);
+            }
+            Some(Slot::Syn(entry)) => {
+                control.reset(key, SeqNumber(0), Some(entry.irs + 1), Limit::Flow, stats, now)
+            }
+            Some(Slot::TimeWait(_)) | None => {}
+        }
+    }
+
+    /// A connection is over: the caller is told; TIME-WAIT follows when we closed first.
+    fn end(&mut self, flow: FlowId, why: Closed, control: &mut ControlQueue, now: Instant) {
+        self.events.push_back(StackEvent::Closed { flow, why });
+        let key = self.table.key(flow).copied();
+        let (Some(Slot::Open(tcb)), Some(key)) = (self.table.get_mut(flow), key) else {
+            return self.forget(flow);
+        };
+        if why != Closed::Finished || tcb.state() != State::TimeWait {
+            return self.forget(flow);
+        }
+        let mut entry = TimeWait {
+            snd_nxt: tcb.snd_nxt,
+            rcv_nxt: tcb.receive.nxt,
+            timestamps: tcb.timestamps,
+            until: now + self.config.tcp.time_wait,
+            answered: Instant::ZERO,
+        };
+        tcb.release(&mut self.pool);
+        // The acknowledgement of the app's FIN.
+        if let Some(answer) = entry.answer(key, now) {
+            control.segment(key, &answer);
+        }
+        if let Some(slot) = self.table.get_mut(flow) {
+            *slot = Slot::TimeWait(entry);
+        }
+        self.time_wait.touch(flow.index());
+        self.timers.set(flow.index(), entry.until);
+    }
+
+    /// Takes a connection out of the table with everything that belongs to it.
+    pub(super) fn forget(&mut self, flow: FlowId) {
+        let Some((_, slot)) = self.table.remove(flow) else { return };
+        self.timers.cancel(flow.index());
+        match slot {
+            Slot::Syn(_) => self.syns -= 1,
+            Slot::Open(mut tcb) => tcb.release(&mut self.pool),
+            Slot::TimeWait(_) => self.time_wait.remove(flow.index()),
+        }
+    }
+}
+
+/// A challenge ACK for a connection that is not synchronised, at most one a second.
+fn challenge(
+    entry: &mut SynEntry,
+    key: FlowKey,
+    offer: Offer,
+    control: &mut ControlQueue,
+    stats: &mut Stats,
+    now: Instant,
+) {
+    if entry.answered.is_none() || now.since(entry.challenged) < crate::time::Duration::from_secs(1) {
+        return;
+    }
+    entry.challenged = now;
+    stats.challenge_acks += 1;
+    let mut ack = entry.syn_ack(key, offer, now);
+    ack.flags = TcpFlags::ACK;
+    ack.seq = entry.iss + 1;
+    ack.options = TcpOptions { timestamps: ack.options.timestamps, ..TcpOptions::default() };
+    control.segment(key, &ack);
+}
