@@ -17,6 +17,10 @@ pub mod wire;
 pub mod dns;
 pub mod outbound;
 
+pub mod engine;
+
+#[cfg(feature = "os")]
+pub mod driver;
 #[cfg(feature = "os")]
 pub mod proxy;
 #[cfg(feature = "os")]

@@ -1,0 +1,221 @@
+//! Dials proxies: which one, and on which connection.
+//!
+//! A few connections wait past the method negotiation, so that a new flow costs one round trip to the proxy instead of two or
+//! three. The pool is filled only by use: each request that is made starts the replacement of the connection it took. A pooled connection that
+//! turns out to be dead before it has answered anything is replaced by a fresh one, unseen by the app; one that nobody used for
+//! [`MAX_AGE`] is closed, so that an idle machine holds nothing at the proxy.
+//!
+//! Of several proxies the first that is not known to be down is used; one that could not be reached is tried again after [`RETRY_AFTER`].
+
+use super::socket::{Purpose, Socket, Stage, TcpSocket, Via, new_client};
+use super::{Command, Egress, Engine, SocketId};
+use crate::time::{Duration, Instant};
+use crate::wire::Endpoint;
+use crate::wire::socks5::Command as Request;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::collections::VecDeque;
+
+/// How long a connection may wait in the pool. Below the negotiation time-out of common servers (dante: 30 s).
+const MAX_AGE: Duration = Duration::from_secs(20);
+/// How long a proxy that could not be reached is passed over while there are others.
+const RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// How long datagrams are refused at once after the proxy said that it does not carry UDP.
+const UDP_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Warm connections and what is known of the proxies.
+#[derive(Debug)]
+pub(super) struct Pool {
+    size: usize,
+    proxies: Vec<State>,
+    udp_refused: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    down_since: Option<Instant>,
+    warm: VecDeque<SocketId>,
+    /// Connections on their way into the pool.
+    filling: usize,
+}
+
+impl Pool {
+    pub(super) fn new(size: usize, proxies: usize) -> Pool {
+        Pool { size, proxies: (0..proxies).map(|_| State::default()).collect(), udp_refused: None }
+    }
+
+    /// The proxy to ask, from index `from` on: the first that is not known to be down, else the first at all.
+    pub(super) fn choose(&self, from: usize, now: Instant) -> Option<usize> {
+        let usable = |state: &State| state.down_since.is_none_or(|since| now.since(since) >= RETRY_AFTER);
+        let up = self.proxies.iter().enumerate().skip(from).find(|(_, state)| usable(state));
+        up.map(|(index, _)| index).or((from < self.proxies.len()).then_some(from))
+    }
+
+    pub(super) fn reachable(&mut self, proxy: usize) {
+        if let Some(state) = self.proxies.get_mut(proxy) {
+            state.down_since = None;
+        }
+    }
+
+    pub(super) fn unreachable(&mut self, proxy: usize, now: Instant) {
+        if let Some(state) = self.proxies.get_mut(proxy) {
+            state.down_since = Some(now);
+        }
+    }
+
+    /// The proxy does not carry UDP.
+    pub(super) fn udp_refused(&mut self, now: Instant) {
+        self.udp_refused = Some(now);
+    }
+
+    /// Whether it is worth asking for an association.
+    pub(super) fn udp_usable(&self, now: Instant) -> bool {
+        self.udp_refused.is_none_or(|since| now.since(since) >= UDP_RETRY_AFTER)
+    }
+
+    fn forget(&mut self, socket: SocketId) {
+        for state in &mut self.proxies {
+            state.warm.retain(|warm| *warm != socket);
+        }
+    }
+}
+
+impl Engine {
+    /// Opens a TCP connection for `purpose`.
+    pub(super) fn dial(
+        &mut self,
+        purpose: Purpose,
+        via: Via,
+        to: SocketAddr,
+        egress: Egress,
+        now: Instant,
+    ) -> SocketId {
+        self.stats.dials += 1;
+        let socket = self.sockets.insert(Socket::Tcp(TcpSocket { purpose, via, stage: Stage::Dialling }));
+        self.socket_timers.set(socket.index(), now + self.config.connect_timeout);
+        self.commands.push_back(Command::Dial { socket, to, egress });
+        socket
+    }
+
+    /// Opens a connection to `proxy` that does not come out of the pool.
+    pub(super) fn dial_fresh(&mut self, purpose: Purpose, proxy: usize, now: Instant) -> SocketId {
+        let to = self.config.proxies[proxy].addr;
+        self.dial(purpose, Via::Proxy(proxy), to, Egress::Proxy, now)
+    }
+
+    /// Makes a request of `proxy`, on a warm connection if there is one.
+    pub(super) fn dial_proxy(
+        &mut self,
+        purpose: Purpose,
+        proxy: usize,
+        request: Request,
+        target: Endpoint,
+        now: Instant,
+    ) -> SocketId {
+        let warm = self.pool.proxies.get_mut(proxy).and_then(|state| state.warm.pop_front());
+        let socket = match warm {
+            Some(socket) => {
+                self.stats.pool_hits += 1;
+                self.reuse(socket, purpose, request, target, now);
+                socket
+            }
+            None => self.dial_fresh(purpose, proxy, now),
+        };
+        self.fill_pool(proxy, now);
+        socket
+    }
+
+    fn reuse(
+        &mut self,
+        socket: SocketId,
+        purpose: Purpose,
+        request: Request,
+        target: Endpoint,
+        now: Instant,
+    ) {
+        let Some(tcp) = self.sockets.tcp_mut(socket) else { return };
+        if let Stage::Warm { client } = &mut tcp.stage {
+            client.request(request, target);
+            let stage = core::mem::replace(&mut tcp.stage, Stage::Dialling);
+            if let Stage::Warm { client } = stage {
+                tcp.stage = Stage::Handshake { client, reused: true };
+            }
+            tcp.purpose = purpose;
+        }
+        self.socket_timers.set(socket.index(), now + self.config.connect_timeout);
+        self.commands.push_back(Command::Write { socket });
+    }
+
+    /// Starts what is missing in the pool of `proxy`, one connection for each use: a burst of flows does not wait for it.
+    fn fill_pool(&mut self, proxy: usize, now: Instant) {
+        let size = self.pool.size;
+        let Some(state) = self.pool.proxies.get_mut(proxy) else { return };
+        if self.stopping || state.down_since.is_some() || state.warm.len() + state.filling >= size {
+            return;
+        }
+        state.filling += 1;
+        self.dial_fresh(Purpose::Pool, proxy, now);
+    }
+
+    /// The connection to a proxy is established: says the greeting.
+    pub(super) fn greet(&mut self, socket: SocketId, proxy: usize, purpose: Purpose, _now: Instant) {
+        let request = self.request_of(purpose, proxy);
+        if request.is_none() && purpose != Purpose::Pool {
+            return self.close_socket(socket, true);
+        }
+        let mut client = new_client(&self.config.proxies[proxy]);
+        if let Some((request, target)) = request {
+            client.request(request, target);
+        }
+        if let Some(tcp) = self.sockets.tcp_mut(socket) {
+            tcp.stage = Stage::Handshake { client, reused: false };
+            self.commands.push_back(Command::Write { socket });
+        }
+    }
+
+    /// The method negotiation of a pooled connection is over.
+    pub(super) fn negotiated(&mut self, socket: SocketId, now: Instant) {
+        let Some(tcp) = self.sockets.tcp_mut(socket) else { return };
+        let (Purpose::Pool, Via::Proxy(proxy)) = (tcp.purpose, tcp.via) else { return };
+        let stage = core::mem::replace(&mut tcp.stage, Stage::Dialling);
+        if let Stage::Handshake { client, .. } = stage {
+            tcp.stage = Stage::Warm { client };
+        }
+        self.socket_timers.set(socket.index(), now + MAX_AGE);
+        if let Some(state) = self.pool.proxies.get_mut(proxy) {
+            state.filling = state.filling.saturating_sub(1);
+            state.warm.push_back(socket);
+        }
+    }
+
+    /// A pooled connection has ended, by itself or by age.
+    pub(super) fn pool_lost(&mut self, socket: SocketId) {
+        self.pool.forget(socket);
+        self.close_socket(socket, false);
+    }
+
+    /// A connection on its way into the pool has failed.
+    pub(super) fn pool_fill_failed(&mut self, proxy: usize) {
+        if let Some(state) = self.pool.proxies.get_mut(proxy) {
+            state.filling = state.filling.saturating_sub(1);
+        }
+    }
+
+    /// Closes every pooled connection.
+    pub(super) fn close_pool(&mut self) {
+        let warm: Vec<SocketId> =
+            self.pool.proxies.iter_mut().flat_map(|state| state.warm.drain(..)).collect();
+        for socket in warm {
+            self.close_socket(socket, false);
+        }
+    }
+
+    /// The unspecified address in the family that `proxy` is reached by: the target of UDP ASSOCIATE (RFC 1928 6).
+    pub(super) fn unspecified(&self, proxy: usize) -> Endpoint {
+        let addr = match self.config.proxies.get(proxy).map(|proxy| proxy.addr) {
+            Some(SocketAddr::V6(_)) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            Some(SocketAddr::V4(_)) | None => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        };
+        Endpoint::new(addr, 0)
+    }
+}

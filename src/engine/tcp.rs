@@ -1,0 +1,464 @@
+//! Opens and ends TCP flows: from SYN to relay, and from either end's close to nothing left.
+//!
+//! ```text
+//! SYN ─▶ identify ─▶ route ─┬─ reject, drop ─▶ refused
+//!        (local proxy only) └─ proxy, direct ─▶ dial ─▶ handshake ─▶ SYN-ACK ─▶ relay      (--accept late)
+//!                                              SYN-ACK ─▶ app's ACK ─▶ dial ─▶ handshake ─▶ relay  (--accept early)
+//! ```
+//!
+//! With late accept the app sees what the target said: a refused port is a RST, an unreachable host an ICMP error, and a second
+//! address gets tried. The SYN waits in the stack's SYN queue meanwhile and costs next to nothing.
+
+use super::socket::{Half, Purpose, Socket, Stage, TcpSocket, Via};
+use super::{Asker, Command, Egress, Engine, SocketError, SocketId};
+use crate::config::Accept;
+use crate::flow::FlowId;
+use crate::outbound::Denial;
+use crate::outbound::rule::{self, Proto, Route};
+use crate::outbound::socks5::{Failure, Progress, denial};
+use crate::stack::{Closed, Refusal};
+use crate::time::Instant;
+use crate::wire::Endpoint;
+use crate::wire::icmp::Unreachable;
+use crate::wire::socks5::Command as Request;
+
+/// What the engine knows of a TCP flow.
+#[derive(Debug)]
+pub(super) struct Link {
+    flow: FlowId,
+    remote: Endpoint,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    /// The driver is looking for the owner of the app's socket.
+    Identifying,
+    /// Accepted early: the app's ACK is awaited.
+    Accepted(Via),
+    /// Too many attempts to this destination are unanswered.
+    Parked,
+    /// A connection is being opened.
+    Opening(SocketId),
+    /// Octets flow.
+    Relaying(SocketId),
+}
+
+/// The engine's words for a failure on the way to the target, in the stack's.
+pub(super) fn refusal(denial: Denial) -> Refusal {
+    match denial {
+        Denial::Refused | Denial::ProxyDown => Refusal::Reset,
+        Denial::Network => Refusal::Icmp(Unreachable::Network),
+        Denial::Host | Denial::TimedOut => Refusal::Icmp(Unreachable::Host),
+        Denial::Prohibited => Refusal::Icmp(Unreachable::Prohibited),
+    }
+}
+
+impl Engine {
+    fn link(&self, flow: FlowId) -> Option<&Link> {
+        self.links.get(flow.index() as usize)?.as_ref().filter(|link| link.flow == flow)
+    }
+
+    fn link_mut(&mut self, flow: FlowId) -> Option<&mut Link> {
+        self.links.get_mut(flow.index() as usize)?.as_mut().filter(|link| link.flow == flow)
+    }
+
+    fn set_link(&mut self, flow: FlowId, remote: Endpoint, phase: Phase) {
+        let index = flow.index() as usize;
+        if index >= self.links.len() {
+            self.links.resize_with(index + 1, || None);
+        }
+        self.links[index] = Some(Link { flow, remote, phase });
+    }
+
+    fn set_phase(&mut self, flow: FlowId, phase: Phase) {
+        if let Some(link) = self.link_mut(flow) {
+            link.phase = phase;
+        }
+    }
+
+    pub(super) fn has_link(&self, flow: FlowId) -> bool {
+        self.link(flow).is_some()
+    }
+
+    pub(super) fn unlink(&mut self, flow: FlowId) {
+        if self.has_link(flow) {
+            self.links[flow.index() as usize] = None;
+        }
+    }
+
+    /// The socket that carries, or is to carry, a flow.
+    pub(super) fn link_socket(&self, flow: FlowId) -> Option<SocketId> {
+        match self.link(flow)?.phase {
+            Phase::Opening(socket) | Phase::Relaying(socket) => Some(socket),
+            Phase::Identifying | Phase::Accepted(_) | Phase::Parked => None,
+        }
+    }
+
+    /// RST to the app; nothing of the flow is left.
+    pub(super) fn abort_flow(&mut self, flow: FlowId, now: Instant) {
+        if let Some(tcp) = self.stack.tcp(flow) {
+            tcp.abort(now);
+        }
+    }
+
+    /// Refuses a flow whose SYN waits, resets one that was accepted early.
+    pub(super) fn refuse_flow(&mut self, flow: FlowId, why: Refusal, now: Instant) {
+        self.stats.refused += 1;
+        self.unlink(flow);
+        if let Some(tcp) = self.stack.tcp(flow) {
+            tcp.refuse(why, now);
+        }
+    }
+
+    /// A SYN has come.
+    pub(super) fn flow_asked_for(&mut self, flow: FlowId, now: Instant) {
+        let Some(tcp) = self.stack.tcp(flow) else { return };
+        let key = tcp.key();
+        if self.stopping {
+            return self.refuse_flow(flow, Refusal::Reset, now);
+        }
+        if self.config.proxies.iter().any(|proxy| Endpoint::from(proxy.addr) == key.remote) {
+            self.stats.loops += 1;
+            log::error!(
+                "routing loop: a connection to the proxy came back into the tunnel and was refused; keep the proxy outside it (--bypass, or another --mark)"
+            );
+            return self.refuse_flow(flow, Refusal::Reset, now);
+        }
+        if self.identify {
+            self.set_link(flow, key.remote, Phase::Identifying);
+            let asker = Asker::Tcp(flow);
+            self.commands.push_back(Command::Identify {
+                asker,
+                proto: Proto::Tcp,
+                local: key.local,
+                remote: key.remote,
+            });
+        } else {
+            self.route_flow(flow, key.remote, now);
+        }
+    }
+
+    /// The owner of the app's socket is known.
+    pub(super) fn flow_identified(&mut self, flow: FlowId, local_proxy: bool, now: Instant) {
+        let Some(&Link { remote, phase: Phase::Identifying, .. }) = self.link(flow) else { return };
+        if local_proxy {
+            self.stats.kept_outside += 1;
+            self.admit(flow, remote, Via::Direct, now);
+        } else {
+            self.route_flow(flow, remote, now);
+        }
+    }
+
+    fn route_flow(&mut self, flow: FlowId, remote: Endpoint, now: Instant) {
+        match rule::decide(&self.config.rules, Proto::Tcp, remote) {
+            Route::Proxy => match self.pool.choose(0, now) {
+                Some(proxy) => self.admit(flow, remote, Via::Proxy(proxy), now),
+                None => self.refuse_flow(flow, Refusal::Reset, now),
+            },
+            Route::Direct => self.admit(flow, remote, Via::Direct, now),
+            Route::Reject => self.refuse_flow(flow, Refusal::Reset, now),
+            Route::Drop => self.refuse_flow(flow, Refusal::Silent, now),
+        }
+    }
+
+    fn admit(&mut self, flow: FlowId, remote: Endpoint, via: Via, now: Instant) {
+        match self.config.accept {
+            Accept::Late => self.open(flow, remote, via, now),
+            Accept::Early => {
+                self.set_link(flow, remote, Phase::Accepted(via));
+                if let Some(mut tcp) = self.stack.tcp(flow) {
+                    tcp.accept(now);
+                }
+            }
+        }
+    }
+
+    /// Opens the way to the target, unless too many attempts wait for an answer already.
+    fn open(&mut self, flow: FlowId, remote: Endpoint, via: Via, now: Instant) {
+        self.set_link(flow, remote, Phase::Parked);
+        match via {
+            Via::Direct => self.dial_target(flow, remote, now),
+            Via::Proxy(proxy) => {
+                if self.guard.attempt(remote, flow) {
+                    self.dial_through(flow, remote, proxy, now);
+                }
+            }
+        }
+    }
+
+    fn dial_target(&mut self, flow: FlowId, remote: Endpoint, now: Instant) {
+        let socket = self.dial(Purpose::Flow(flow), Via::Direct, remote.into(), Egress::Direct, now);
+        self.set_phase(flow, Phase::Opening(socket));
+    }
+
+    /// Asks `proxy` for the target, on a warm connection if there is one.
+    fn dial_through(&mut self, flow: FlowId, remote: Endpoint, proxy: usize, now: Instant) {
+        let socket = self.dial_proxy(Purpose::Flow(flow), proxy, Request::Connect, remote, now);
+        self.set_phase(flow, Phase::Opening(socket));
+    }
+
+    /// An attempt was answered: a parked flow takes its place.
+    fn attempt_answered(&mut self, remote: Endpoint, via: Via, now: Instant) {
+        if via == Via::Direct {
+            return;
+        }
+        while let Some(next) = self.guard.answered(remote) {
+            let waits = self.link(next).is_some_and(|link| link.phase == Phase::Parked);
+            if waits {
+                match self.pool.choose(0, now) {
+                    Some(proxy) => self.dial_through(next, remote, proxy, now),
+                    None => self.refuse_flow(next, Refusal::Reset, now),
+                }
+                return;
+            }
+        }
+    }
+
+    /// connect(2) has succeeded.
+    pub(super) fn connected(&mut self, socket: SocketId, now: Instant) {
+        let Some(tcp) = self.sockets.tcp_mut(socket) else { return };
+        if !matches!(tcp.stage, Stage::Dialling) {
+            return;
+        }
+        let (purpose, via) = (tcp.purpose, tcp.via);
+        match (via, purpose) {
+            (Via::Direct, Purpose::Flow(flow)) => self.granted(socket, flow, Vec::new(), now),
+            (Via::Direct, Purpose::Association(_) | Purpose::Pool) => self.close_socket(socket, false),
+            (Via::Proxy(proxy), _) => {
+                self.pool.reachable(proxy);
+                self.greet(socket, proxy, purpose, now);
+            }
+        }
+    }
+
+    /// Octets of a SOCKS5 server have come into the scratch space.
+    pub(super) fn handshake_input(&mut self, socket: SocketId, octets: usize, now: Instant) {
+        let input = self.scratch;
+        let Some(input) = input.get(..octets) else { return };
+        let Some(tcp) = self.sockets.tcp_mut(socket) else { return };
+        let (purpose, via) = (tcp.purpose, tcp.via);
+        let Stage::Handshake { client, reused } = &mut tcp.stage else { return };
+        *reused = false;
+        match client.handle_input(input) {
+            Ok(Progress::Pending) => self.commands.push_back(Command::Write { socket }),
+            Ok(Progress::Negotiated) => self.negotiated(socket, now),
+            Ok(Progress::Granted { bound, consumed }) => {
+                let early = input.get(consumed..).unwrap_or_default();
+                match (purpose, via) {
+                    (Purpose::Flow(flow), _) => self.granted(socket, flow, early.to_vec(), now),
+                    (Purpose::Association(association), Via::Proxy(proxy)) => {
+                        self.association_granted(association, socket, proxy, bound, now);
+                    }
+                    (Purpose::Association(_), Via::Direct) | (Purpose::Pool, _) => {
+                        self.close_socket(socket, true)
+                    }
+                }
+            }
+            Err(failure) => self.handshake_failed(socket, failure, now),
+        }
+    }
+
+    /// The way to the target is open.
+    fn granted(&mut self, socket: SocketId, flow: FlowId, early: Vec<u8>, now: Instant) {
+        self.socket_timers.cancel(socket.index());
+        let Some(&Link { remote, .. }) = self.link(flow) else {
+            return self.close_socket(socket, true);
+        };
+        let Some(tcp) = self.sockets.tcp_mut(socket) else { return };
+        tcp.stage = Stage::Relay { early, upload: Half::Open, download: Half::Open };
+        let via = tcp.via;
+        self.set_phase(flow, Phase::Relaying(socket));
+        self.attempt_answered(remote, via, now);
+        match self.config.accept {
+            Accept::Late => {
+                if let Some(mut tcp) = self.stack.tcp(flow) {
+                    tcp.accept(now);
+                }
+            }
+            Accept::Early => {
+                self.begin_download(socket, flow, now);
+                self.flow_readable(flow, now);
+            }
+        }
+    }
+
+    /// The app's ACK has completed the handshake.
+    pub(super) fn flow_established(&mut self, flow: FlowId, now: Instant) {
+        let Some(&Link { remote, phase, .. }) = self.link(flow) else { return };
+        match phase {
+            Phase::Accepted(via) => self.open(flow, remote, via, now),
+            Phase::Relaying(socket) => self.begin_download(socket, flow, now),
+            Phase::Identifying | Phase::Parked | Phase::Opening(_) => {}
+        }
+    }
+
+    fn begin_download(&mut self, socket: SocketId, flow: FlowId, now: Instant) {
+        let flushed = self.flush_early(socket, now);
+        let ended = self.sockets.tcp(socket).is_some_and(|tcp| {
+            matches!(tcp.stage, Stage::Relay { download: Half::Finished | Half::Broken, .. })
+        });
+        if flushed && ended {
+            if let Some(mut tcp) = self.stack.tcp(flow) {
+                tcp.shutdown(now);
+            }
+        }
+        self.commands.push_back(Command::Read { socket });
+    }
+
+    fn handshake_failed(&mut self, socket: SocketId, failure: Failure, now: Instant) {
+        log::debug!("the proxy did not grant a request: {failure:?}");
+        let Some(tcp) = self.sockets.tcp(socket) else { return };
+        let (purpose, via) = (tcp.purpose, tcp.via);
+        self.stats.dials_failed += 1;
+        self.close_socket(socket, false);
+        match purpose {
+            Purpose::Flow(flow) => self.flow_denied(flow, via, denial(&failure), now),
+            Purpose::Association(association) => self.association_denied(association, Some(failure), now),
+            Purpose::Pool => {}
+        }
+    }
+
+    fn flow_denied(&mut self, flow: FlowId, via: Via, denial: Denial, now: Instant) {
+        let Some(&Link { remote, .. }) = self.link(flow) else { return };
+        self.refuse_flow(flow, refusal(denial), now);
+        if denial == Denial::TimedOut && via != Via::Direct {
+            let parked = self.guard.timed_out(remote);
+            if !parked.is_empty() {
+                self.stats.loops += 1;
+                log::error!(
+                    "no answer to any of {} connections to one destination: it is dead, or the proxy's own connections come back into the \
+                     tunnel (a loop); keep the proxy outside it with --bypass or --local-proxy auto",
+                    parked.len() + super::guard::UNANSWERED_LIMIT
+                );
+            }
+            for flow in parked {
+                if self.link(flow).is_some_and(|link| link.phase == Phase::Parked) {
+                    self.refuse_flow(flow, Refusal::Icmp(Unreachable::Host), now);
+                }
+            }
+        } else {
+            self.attempt_answered(remote, via, now);
+        }
+    }
+
+    /// A TCP socket failed, in whatever stage.
+    pub(super) fn tcp_socket_failed(&mut self, socket: SocketId, error: SocketError, now: Instant) {
+        let Some(TcpSocket { purpose, via, stage }) = self.sockets.tcp(socket) else { return };
+        let (purpose, via) = (*purpose, *via);
+        let (dialling, stale) = match stage {
+            Stage::Relay { .. } => {
+                if let Purpose::Flow(flow) = purpose {
+                    self.relay_failed(socket, flow, now);
+                }
+                return;
+            }
+            Stage::Control => {
+                if let Purpose::Association(association) = purpose {
+                    self.remove_association(association);
+                }
+                return;
+            }
+            Stage::Warm { .. } => return self.pool_lost(socket),
+            Stage::Dialling => (true, false),
+            Stage::Handshake { reused, .. } => (false, *reused),
+        };
+        self.stats.dials_failed += 1;
+        self.close_socket(socket, true);
+        let Via::Proxy(proxy) = via else {
+            if let Purpose::Flow(flow) = purpose {
+                self.flow_denied(flow, via, dial_denial(error), now);
+            }
+            return;
+        };
+        if stale {
+            self.stats.pool_stale += 1;
+            return self.redial(purpose, proxy, now);
+        }
+        // A machine out of descriptors says nothing about the proxy.
+        if dialling && error != SocketError::Exhausted {
+            self.pool.unreachable(proxy, now);
+            log::warn!("proxy {} cannot be reached: {error:?}", proxy + 1);
+            if let Some(next) = self.pool.choose(proxy + 1, now).filter(|next| *next > proxy) {
+                return self.redial(purpose, next, now);
+            }
+        }
+        match purpose {
+            Purpose::Flow(flow) => self.flow_denied(flow, via, Denial::ProxyDown, now),
+            Purpose::Association(association) => self.association_denied(association, None, now),
+            Purpose::Pool => {}
+        }
+    }
+
+    /// Makes the same request again, through `proxy`.
+    fn redial(&mut self, purpose: Purpose, proxy: usize, now: Instant) {
+        match purpose {
+            Purpose::Flow(flow) => {
+                let Some(&Link { remote, .. }) = self.link(flow) else { return };
+                let socket = self.dial_fresh(Purpose::Flow(flow), proxy, now);
+                self.set_phase(flow, Phase::Opening(socket));
+                log::trace!("asking proxy {} for {remote}", proxy + 1);
+            }
+            Purpose::Association(association) => self.association_redial(association, proxy, now),
+            Purpose::Pool => {}
+        }
+    }
+
+    /// The request that belongs to a purpose; `None` for a connection that only fills the pool, or whose flow is gone.
+    pub(super) fn request_of(&self, purpose: Purpose, proxy: usize) -> Option<(Request, Endpoint)> {
+        match purpose {
+            Purpose::Flow(flow) => self.link(flow).map(|link| (Request::Connect, link.remote)),
+            Purpose::Association(_) => Some((Request::UdpAssociate, self.unspecified(proxy))),
+            Purpose::Pool => None,
+        }
+    }
+
+    /// The connect time-out, or the age limit of a pooled connection.
+    pub(super) fn socket_timed_out(&mut self, socket: SocketId, now: Instant) {
+        let Some(Socket::Tcp(tcp)) = self.sockets.get(socket) else { return };
+        let (purpose, via) = (tcp.purpose, tcp.via);
+        match (&tcp.stage, purpose) {
+            (Stage::Warm { .. }, _) => self.pool_lost(socket),
+            (Stage::Dialling, _) => self.tcp_socket_failed(socket, SocketError::TimedOut, now),
+            (Stage::Handshake { .. }, Purpose::Flow(flow)) => {
+                self.stats.dials_failed += 1;
+                self.close_socket(socket, true);
+                self.flow_denied(flow, via, Denial::TimedOut, now);
+            }
+            (Stage::Handshake { .. }, Purpose::Association(association)) => {
+                self.close_socket(socket, true);
+                self.association_denied(association, None, now);
+            }
+            (Stage::Handshake { .. }, Purpose::Pool) => self.close_socket(socket, true),
+            (Stage::Relay { .. } | Stage::Control, _) => {}
+        }
+    }
+
+    /// The flow is over on the app's side.
+    pub(super) fn flow_closed(&mut self, flow: FlowId, why: Closed, now: Instant) {
+        let Some(&Link { remote, phase, .. }) = self.link(flow) else { return };
+        self.unlink(flow);
+        match phase {
+            Phase::Opening(socket) => {
+                let via = self.sockets.tcp(socket).map_or(Via::Direct, |tcp| tcp.via);
+                self.close_socket(socket, true);
+                self.attempt_answered(remote, via, now);
+            }
+            Phase::Relaying(socket) => self.close_socket(socket, why != Closed::Finished),
+            Phase::Identifying | Phase::Accepted(_) | Phase::Parked => {}
+        }
+    }
+}
+
+/// What an error of connect(2) to the target itself means for the app.
+fn dial_denial(error: SocketError) -> Denial {
+    match error {
+        SocketError::Refused | SocketError::Reset | SocketError::Other | SocketError::Exhausted => {
+            Denial::Refused
+        }
+        SocketError::Network => Denial::Network,
+        SocketError::Host => Denial::Host,
+        SocketError::TimedOut => Denial::TimedOut,
+        SocketError::Prohibited => Denial::Prohibited,
+    }
+}

@@ -1,0 +1,471 @@
+//! UDP associations: who sends datagrams, and the way they go.
+//!
+//! One local address and port keeps one association for all destinations (endpoint-independent mapping, RFC 4787 REQ-1), per way
+//! out: an association with the proxy is a control connection and a UDP socket connected to the relay; a direct one is a UDP socket bound to
+//! the egress. Replies carry the true remote address to the app.
+//!
+//! Datagrams that come before the association is open wait, a few of each and a bounded number of octets in all. When no
+//! association can be had the app is told by ICMP (RFC 5508 REQ-8). An association ends after the idle time, when its control
+//! connection ends (RFC 1928 7), or, the least recently used first, when the table is full.
+
+use super::socket::{Purpose, Socket, Stage};
+use super::{Asker, Command, DatagramHeader, Egress, Engine, Output, SocketError, SocketId};
+use crate::config::UdpMode;
+use crate::flow::FlowId;
+use crate::outbound::rule::{self, Proto, Route};
+use crate::outbound::socks5::{Failure, associate};
+use crate::stack::Datagram;
+use crate::time::{Duration, Instant};
+use crate::wire::Endpoint;
+use crate::wire::icmp::Unreachable;
+use crate::wire::socks5::{Command as Request, Reply};
+use core::net::SocketAddr;
+use std::collections::VecDeque;
+
+/// Datagrams that wait for one association to open.
+const QUEUE_LEN: usize = 16;
+/// Octets of datagrams that wait in all.
+const QUEUE_OCTETS: usize = 4 << 20;
+/// Idle time of an association that only asked names and has its answers (RFC 4787 REQ-5 lets port 53 be shorter).
+const DNS_IDLE: Duration = Duration::from_secs(5);
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
+
+/// Which way an association leads.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Way {
+    Proxy,
+    Direct,
+}
+
+/// One association to a local endpoint and way.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct NatKey {
+    local: Endpoint,
+    way: Way,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    remote: Endpoint,
+    octets: Vec<u8>,
+}
+
+/// A local endpoint's way out.
+#[derive(Debug)]
+pub(super) struct Association {
+    state: State,
+    last_used: Instant,
+    /// Queries without their answers while only port 53 was addressed; `None` once another port was.
+    names_asked: Option<u32>,
+    /// It belongs to the local proxy, whose way is not a matter of rules.
+    outside: bool,
+    /// Where the app believes that its names are asked, when `--dns-server` sends them elsewhere.
+    asked_of: Option<Endpoint>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The driver is looking for the owner of the app's socket.
+    Identifying { queue: VecDeque<Waiting> },
+    /// The proxy was asked.
+    Asking { control: SocketId, queue: VecDeque<Waiting> },
+    /// The driver is opening the UDP socket.
+    Opening { control: Option<SocketId>, socket: SocketId, queue: VecDeque<Waiting> },
+    /// Datagrams go to and fro.
+    Open { control: Option<SocketId>, socket: SocketId },
+}
+
+impl Engine {
+    /// A datagram of an app, straight out of a packet.
+    pub(super) fn datagram_from_app<'p>(
+        &mut self,
+        local: Endpoint,
+        remote: Endpoint,
+        payload: &'p [u8],
+        now: Instant,
+    ) -> Output<'p> {
+        if self.stopping {
+            return Output::None;
+        }
+        let way = match (rule::decide(&self.config.rules, Proto::Udp, remote), self.config.udp) {
+            (Route::Proxy, UdpMode::Auto | UdpMode::Socks5) => Way::Proxy,
+            (Route::Proxy, UdpMode::Direct) | (Route::Direct, _) => Way::Direct,
+            (Route::Proxy, UdpMode::Reject) | (Route::Reject, _) => {
+                self.stack.refuse_datagram(local, remote, payload, Unreachable::Port, now);
+                self.stats.refused += 1;
+                return Output::None;
+            }
+            (Route::Drop, _) => {
+                self.stats.datagrams_dropped += 1;
+                return Output::None;
+            }
+        };
+        self.stats.datagrams_out += 1;
+        let (asked_of, target) = self.name_server(local, remote, payload, now);
+        let key = NatKey { local, way };
+        let Some(id) = self.find_association(key) else {
+            return self.first_datagram(key, asked_of, target, payload, now);
+        };
+        self.nat_order.touch(id.index());
+        let Some(association) = self.nat.get_mut(id) else { return Output::None };
+        association.last_used = now;
+        association.asked_of = asked_of.or(association.asked_of);
+        association.names_asked = match association.names_asked {
+            Some(asked) if remote.port == DNS_PORT => Some(asked.saturating_add(1)),
+            Some(_) | None => None,
+        };
+        match &mut association.state {
+            State::Open { control, socket } => {
+                let (socket, relayed) = (*socket, control.is_some());
+                datagram_output(socket, relayed, target, payload)
+            }
+            State::Identifying { queue } | State::Asking { queue, .. } | State::Opening { queue, .. } => {
+                if queue.len() < QUEUE_LEN && self.nat_queued + payload.len() <= QUEUE_OCTETS {
+                    self.nat_queued += payload.len();
+                    queue.push_back(Waiting { remote: target, octets: payload.to_vec() });
+                } else {
+                    self.stats.datagrams_dropped += 1;
+                }
+                Output::None
+            }
+        }
+    }
+
+    /// The association of a local endpoint: for the local proxy's own it does not matter what the rules say.
+    fn find_association(&self, key: NatKey) -> Option<FlowId> {
+        self.nat.find(&key).or_else(|| {
+            let direct = self.nat.find(&NatKey { local: key.local, way: Way::Direct })?;
+            self.nat.get(direct)?.outside.then_some(direct)
+        })
+    }
+
+    /// Books a query, and sends it elsewhere with `--dns-server`: what the app addressed (if changed), and the target.
+    fn name_server(
+        &mut self,
+        local: Endpoint,
+        remote: Endpoint,
+        payload: &[u8],
+        now: Instant,
+    ) -> (Option<Endpoint>, Endpoint) {
+        if remote.port != DNS_PORT {
+            return (None, remote);
+        }
+        self.dns.handle_query(local, remote, payload, now);
+        match self.config.dns_server {
+            Some(server) => (Some(remote), server.into()),
+            None => (None, remote),
+        }
+    }
+
+    fn first_datagram<'p>(
+        &mut self,
+        key: NatKey,
+        asked_of: Option<Endpoint>,
+        target: Endpoint,
+        payload: &'p [u8],
+        now: Instant,
+    ) -> Output<'p> {
+        if key.way == Way::Proxy && !self.pool.udp_usable(now) {
+            self.stack.refuse_datagram(
+                key.local,
+                asked_of.unwrap_or(target),
+                payload,
+                Unreachable::Prohibited,
+                now,
+            );
+            self.stats.refused += 1;
+            return Output::None;
+        }
+        if self.nat.is_full() {
+            if let Some(oldest) = self.nat_order.oldest().and_then(|index| self.nat.id_at(index)) {
+                self.stats.associations_evicted += 1;
+                self.remove_association(oldest);
+            }
+        }
+        let queue = VecDeque::from([Waiting { remote: target, octets: payload.to_vec() }]);
+        let association = Association {
+            state: State::Identifying { queue },
+            last_used: now,
+            names_asked: (target.port == DNS_PORT || asked_of.is_some()).then_some(1),
+            outside: false,
+            asked_of,
+        };
+        let Ok(id) = self.nat.insert(key, association) else {
+            self.stats.datagrams_dropped += 1;
+            return Output::None;
+        };
+        self.nat_queued += payload.len();
+        self.nat_order.touch(id.index());
+        let asks_names = self.nat.get(id).is_some_and(|association| association.names_asked.is_some());
+        let look = if asks_names { DNS_IDLE.min(self.config.udp_idle) } else { self.config.udp_idle };
+        self.nat_timers.set(id.index(), now + look);
+        if self.identify && key.way == Way::Proxy {
+            let asker = Asker::Udp(id);
+            self.commands.push_back(Command::Identify {
+                asker,
+                proto: Proto::Udp,
+                local: key.local,
+                remote: target,
+            });
+        } else {
+            self.open_association(id, now);
+        }
+        Output::None
+    }
+
+    /// The owner of the app's socket is known.
+    pub(super) fn association_identified(&mut self, id: FlowId, local_proxy: bool, now: Instant) {
+        if !local_proxy {
+            return self.open_association(id, now);
+        }
+        // The local proxy's own datagrams go out directly: the association moves to the direct way.
+        self.stats.kept_outside += 1;
+        let Some((key, mut association)) = self.nat.remove(id) else { return };
+        self.nat_timers.cancel(id.index());
+        self.nat_order.remove(id.index());
+        association.outside = true;
+        let key = NatKey { local: key.local, way: Way::Direct };
+        match self.nat.insert(key, association) {
+            Ok(id) => {
+                self.nat_order.touch(id.index());
+                self.nat_timers.set(id.index(), now + self.config.udp_idle);
+                self.open_association(id, now);
+            }
+            Err(association) => self.forget_queue(&association),
+        }
+    }
+
+    fn open_association(&mut self, id: FlowId, now: Instant) {
+        let Some(way) = self.nat.key(id).map(|key| key.way) else { return };
+        match way {
+            Way::Direct => self.open_udp(id, None, None, Egress::Direct),
+            Way::Proxy => match self.pool.choose(0, now) {
+                Some(proxy) => {
+                    let target = self.unspecified(proxy);
+                    let control =
+                        self.dial_proxy(Purpose::Association(id), proxy, Request::UdpAssociate, target, now);
+                    self.asking(id, control);
+                }
+                None => self.association_denied(id, None, now),
+            },
+        }
+    }
+
+    fn asking(&mut self, id: FlowId, control: SocketId) {
+        if let Some(association) = self.nat.get_mut(id) {
+            let queue = association.take_queue();
+            association.state = State::Asking { control, queue };
+        }
+    }
+
+    /// Asks again, through `proxy`.
+    pub(super) fn association_redial(&mut self, id: FlowId, proxy: usize, now: Instant) {
+        if self.nat.get(id).is_some() {
+            let control = self.dial_fresh(Purpose::Association(id), proxy, now);
+            self.asking(id, control);
+        }
+    }
+
+    /// The proxy has opened a relay.
+    pub(super) fn association_granted(
+        &mut self,
+        id: FlowId,
+        control: SocketId,
+        proxy: usize,
+        bound: Option<Endpoint>,
+        now: Instant,
+    ) {
+        self.socket_timers.cancel(control.index());
+        if let Some(tcp) = self.sockets.tcp_mut(control) {
+            tcp.stage = Stage::Control;
+        }
+        if self.nat.get(id).is_none() {
+            return self.close_socket(control, false);
+        }
+        match associate::relay_address(bound, self.config.proxies[proxy].addr) {
+            Some(relay) => self.open_udp(id, Some(control), Some(relay), Egress::Proxy),
+            None => {
+                log::warn!("the proxy granted UDP ASSOCIATE without naming a usable relay");
+                self.association_denied(id, None, now);
+            }
+        }
+    }
+
+    fn open_udp(&mut self, id: FlowId, control: Option<SocketId>, peer: Option<SocketAddr>, egress: Egress) {
+        let Some(v6) = self.nat.key(id).map(|key| key.local.addr.is_ipv6()) else { return };
+        let socket = self.sockets.insert(Socket::Udp(id));
+        if let Some(association) = self.nat.get_mut(id) {
+            let queue = association.take_queue();
+            association.state = State::Opening { control, socket, queue };
+        }
+        self.commands.push_back(Command::OpenUdp { socket, peer, v6, egress });
+    }
+
+    /// The driver has opened a UDP socket: what waited is sent.
+    pub fn handle_udp_open(&mut self, socket: SocketId, _now: Instant) {
+        let Some(&Socket::Udp(id)) = self.sockets.get(socket) else { return };
+        let Some(association) = self.nat.get_mut(id) else { return };
+        let queue = association.take_queue();
+        let State::Opening { control, .. } = association.state else { return };
+        association.state = State::Open { control, socket };
+        for Waiting { remote, octets } in queue {
+            self.nat_queued = self.nat_queued.saturating_sub(octets.len());
+            let (to, octets) = match control {
+                Some(_) => {
+                    let mut datagram = relay_header(remote).as_slice().to_vec();
+                    datagram.extend_from_slice(&octets);
+                    (None, datagram)
+                }
+                None => (Some(remote.into()), octets),
+            };
+            self.commands.push_back(Command::SendDatagram { socket, to, octets });
+        }
+    }
+
+    /// A datagram has come to a UDP socket: what to give to the TUN.
+    #[must_use]
+    pub fn handle_datagram<'a>(
+        &'a mut self,
+        socket: SocketId,
+        from: Option<SocketAddr>,
+        octets: &'a [u8],
+        now: Instant,
+    ) -> Option<Datagram<'a>> {
+        let Some(&Socket::Udp(id)) = self.sockets.get(socket) else { return None };
+        let local = self.nat.key(id)?.local;
+        let association = self.nat.get_mut(id)?;
+        let State::Open { control, .. } = association.state else { return None };
+        let (mut remote, payload) = match (control, from) {
+            (Some(_), _) => match associate::decapsulate(octets) {
+                Ok(decapsulated) => decapsulated,
+                Err(rejected) => {
+                    log::debug!("datagram of the relay dropped: {rejected:?}");
+                    self.rejections.count(rejected);
+                    self.stats.datagrams_dropped += 1;
+                    return None;
+                }
+            },
+            (None, Some(from)) => (Endpoint::from(from), octets),
+            (None, None) => return None,
+        };
+        association.last_used = now;
+        self.stats.datagrams_in += 1;
+        if remote.port == DNS_PORT
+            || self.config.dns_server.is_some_and(|server| Endpoint::from(server) == remote)
+        {
+            remote = association.asked_of.unwrap_or(remote);
+            self.dns.handle_answer(local, remote, payload, now);
+            association.names_asked = association.names_asked.map(|asked| asked.saturating_sub(1));
+        }
+        self.nat_order.touch(id.index());
+        self.stack.send_datagram(remote, local, payload, now)
+    }
+
+    /// The association's timer: over when it was idle all the while.
+    pub(super) fn association_idle(&mut self, id: FlowId, now: Instant) {
+        let Some(association) = self.nat.get(id) else { return };
+        let idle = if association.names_asked == Some(0) {
+            DNS_IDLE.min(self.config.udp_idle)
+        } else {
+            self.config.udp_idle
+        };
+        let deadline = association.last_used + idle;
+        if deadline > now {
+            // Looked at again when a mapping that only asked names could be over.
+            let look =
+                if association.names_asked.is_some() { deadline.min(now + DNS_IDLE) } else { deadline };
+            self.nat_timers.set(id.index(), look);
+        } else {
+            self.remove_association(id);
+        }
+    }
+
+    /// No association can be had: every datagram that waits is answered with ICMP.
+    pub(super) fn association_denied(&mut self, id: FlowId, failure: Option<Failure>, now: Instant) {
+        if failure == Some(Failure::Refused(Reply::CommandNotSupported)) {
+            self.pool.udp_refused(now);
+            log::warn!(
+                "the proxy does not carry UDP (UDP ASSOCIATE refused): datagrams are answered with ICMP unreachable"
+            );
+        }
+        let Some(local) = self.nat.key(id).map(|key| key.local) else { return };
+        if let Some(association) = self.nat.get_mut(id) {
+            let asked_of = association.asked_of;
+            for Waiting { remote, octets } in association.take_queue() {
+                self.nat_queued = self.nat_queued.saturating_sub(octets.len());
+                let remote = if remote.port == DNS_PORT { asked_of.unwrap_or(remote) } else { remote };
+                self.stack.refuse_datagram(local, remote, &octets, Unreachable::Prohibited, now);
+                self.stats.refused += 1;
+            }
+        }
+        self.remove_association(id);
+    }
+
+    /// The UDP socket of an association failed. An ICMP error for one datagram is not the end of the mapping (RFC 4787 REQ-12); a socket that
+    /// could not be opened is.
+    pub(super) fn association_socket_failed(&mut self, id: FlowId, error: SocketError, now: Instant) {
+        let Some(association) = self.nat.get(id) else { return };
+        match association.state {
+            State::Opening { .. } => self.association_denied(id, None, now),
+            State::Identifying { .. } | State::Asking { .. } | State::Open { .. } => {
+                log::debug!("UDP socket: {error:?}")
+            }
+        }
+    }
+
+    /// Ends an association with everything that belongs to it.
+    pub(super) fn remove_association(&mut self, id: FlowId) {
+        let Some((_, association)) = self.nat.remove(id) else { return };
+        self.nat_timers.cancel(id.index());
+        self.nat_order.remove(id.index());
+        self.forget_queue(&association);
+        let (control, socket) = match association.state {
+            State::Identifying { .. } => (None, None),
+            State::Asking { control, .. } => (Some(control), None),
+            State::Opening { control, socket, .. } | State::Open { control, socket } => {
+                (control, Some(socket))
+            }
+        };
+        for socket in [socket, control].into_iter().flatten() {
+            self.close_socket(socket, false);
+        }
+    }
+
+    fn forget_queue(&mut self, association: &Association) {
+        let queue = match &association.state {
+            State::Identifying { queue } | State::Asking { queue, .. } | State::Opening { queue, .. } => {
+                queue
+            }
+            State::Open { .. } => return,
+        };
+        let octets: usize = queue.iter().map(|waiting| waiting.octets.len()).sum();
+        self.nat_queued = self.nat_queued.saturating_sub(octets);
+    }
+}
+
+impl Association {
+    fn take_queue(&mut self) -> VecDeque<Waiting> {
+        match &mut self.state {
+            State::Identifying { queue } | State::Asking { queue, .. } | State::Opening { queue, .. } => {
+                core::mem::take(queue)
+            }
+            State::Open { .. } => VecDeque::new(),
+        }
+    }
+}
+
+fn relay_header(target: Endpoint) -> DatagramHeader {
+    let mut header = DatagramHeader::default();
+    header.len = associate::encapsulate(target, &mut header.octets) as u8;
+    header
+}
+
+fn datagram_output(socket: SocketId, relayed: bool, target: Endpoint, payload: &[u8]) -> Output<'_> {
+    match relayed {
+        true => Output::Datagram { socket, to: None, header: relay_header(target), payload },
+        false => {
+            Output::Datagram { socket, to: Some(target.into()), header: DatagramHeader::default(), payload }
+        }
+    }
+}
