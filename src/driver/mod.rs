@@ -1,0 +1,706 @@
+//! The event loop: the only code that blocks, reads the clock or owns a socket.
+//!
+//! # One turn
+//!
+//! ```text
+//! poll     until an event, the engine's next deadline, or at once when work was carried over
+//! take     signals, TUN packets, sockets: each up to a budget, the rest is carried over
+//! time     engine.handle_timeout
+//! give     engine.poll_command -> sockets, engine.poll_transmit -> TUN, until both are empty
+//! ```
+//!
+//! mio is edge-triggered: a source that was left readable gives no second event. So each socket remembers whether it is
+//! readable and writable, and those with work left stand in `ready`, which makes the next poll return at once. No source can starve
+//! another: each gets at most its budget in a turn.
+//!
+//! A TUN that takes no packet keeps the one that it refused; nothing more is asked of the engine until it is writable again.
+
+pub mod clock;
+pub mod limits;
+pub mod signals;
+pub mod socket;
+
+pub use clock::Clock;
+pub use signals::Signals;
+pub use socket::EgressBinding;
+
+use crate::engine::{Command, Engine, Output, SocketId};
+use crate::outbound::rule::Proto;
+use crate::stack::{Packet, Transmit};
+use crate::time::{Duration, Instant};
+use crate::tun::Device;
+use mio::net::{TcpStream, UdpSocket};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use std::collections::VecDeque;
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// Packets taken from the TUN in one turn.
+const TUN_BUDGET: usize = 256;
+/// Octets read from, and written to, one TCP socket in one turn.
+const STREAM_BUDGET: usize = 256 << 10;
+/// Datagrams taken from one UDP socket in one turn.
+const DATAGRAM_BUDGET: usize = 64;
+/// The largest packet or datagram.
+const BUFFER: usize = 65_536 + 64;
+/// How long flows may take to finish after they were sent FIN, before they are reset.
+const FIN_GRACE: Duration = Duration::from_millis(250);
+
+const TUN: Token = Token(usize::MAX);
+const SIGNALS: Token = Token(usize::MAX - 1);
+const WATCH: Token = Token(usize::MAX - 2);
+
+/// Tells whose a socket on this machine is.
+pub trait Owner {
+    /// Whether the socket bound to `local` (and connected to `remote`) belongs to the local proxy.
+    fn owns(&mut self, proto: Proto, local: SocketAddr, remote: SocketAddr) -> bool;
+}
+
+/// Why the loop has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Exit {
+    /// A signal asked for it and everything was closed in order.
+    Stopped,
+    /// A second signal forced it.
+    Forced,
+    /// The watched process has ended.
+    Watched,
+}
+
+/// What the loop is built from.
+pub struct Parts<D> {
+    /// The TUN.
+    pub device: D,
+    /// The engine.
+    pub engine: Engine,
+    /// How sockets leave the machine.
+    pub binding: EgressBinding,
+    /// Who tells a flow of the local proxy.
+    pub owner: Option<Box<dyn Owner>>,
+    /// A process (pidfd) with whose end the loop ends; signals are passed on to it.
+    pub watch: Option<OwnedFd>,
+}
+
+impl<D> std::fmt::Debug for Parts<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("engine", &self.engine).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+enum Io {
+    Tcp { stream: TcpStream, connected: bool },
+    Udp(UdpSocket),
+}
+
+#[derive(Debug)]
+struct OsSocket {
+    id: SocketId,
+    io: Io,
+    readable: bool,
+    writable: bool,
+    /// Stands in `ready`.
+    queued: bool,
+}
+
+/// The loop.
+pub struct Driver<D> {
+    device: D,
+    engine: Engine,
+    binding: EgressBinding,
+    owner: Option<Box<dyn Owner>>,
+    watch: Option<OwnedFd>,
+    clock: Clock,
+    poll: Poll,
+    signals: Signals,
+    sockets: Vec<Option<OsSocket>>,
+    ready: VecDeque<SocketId>,
+    tun_readable: bool,
+    /// The packet that the TUN refused, to be offered again.
+    tun_pending: Option<Refused>,
+    /// UDP sockets whose datagrams wait until the TUN takes packets again.
+    held: Vec<SocketId>,
+    buffer: Box<[u8]>,
+    stopping: Option<Stopping>,
+}
+
+#[derive(Debug)]
+struct Refused {
+    octets: Vec<u8>,
+    offload: Option<crate::stack::Offload>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Stopping {
+    exit: Exit,
+    deadline: Instant,
+    aborted: bool,
+}
+
+impl<D> std::fmt::Debug for Driver<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Driver")
+            .field("engine", &self.engine)
+            .field("stopping", &self.stopping)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<D: Device> Driver<D> {
+    /// Registers TUN and signals. Fails when the system refuses a poll or a pipe.
+    pub fn new(parts: Parts<D>, signals: Signals, clock: Clock) -> io::Result<Driver<D>> {
+        let Parts { mut device, engine, binding, owner, watch } = parts;
+        let mut signals = signals;
+        let poll = Poll::new()?;
+        let registry = poll.registry();
+        registry.register(&mut device, TUN, Interest::READABLE | Interest::WRITABLE)?;
+        registry.register(signals.source(), SIGNALS, Interest::READABLE)?;
+        if let Some(watch) = &watch {
+            registry.register(&mut SourceFd(&watch.as_raw_fd()), WATCH, Interest::READABLE)?;
+        }
+        Ok(Driver {
+            device,
+            engine,
+            binding,
+            owner,
+            watch,
+            clock,
+            poll,
+            signals,
+            sockets: Vec::new(),
+            ready: VecDeque::new(),
+            tun_readable: true,
+            tun_pending: None,
+            held: Vec::new(),
+            buffer: vec![0; BUFFER].into_boxed_slice(),
+            stopping: None,
+        })
+    }
+
+    /// The engine, for its counters.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Runs until a signal, the end of the watched process, or an error of the TUN or the poll.
+    pub fn run(&mut self) -> io::Result<Exit> {
+        let mut events = Events::with_capacity(1024);
+        loop {
+            if let Some(exit) = self.turn(&mut events)? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    fn turn(&mut self, events: &mut Events) -> io::Result<Option<Exit>> {
+        match self.poll.poll(events, self.timeout()) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let now = self.clock.now();
+        for event in events.iter() {
+            match event.token() {
+                TUN => {
+                    self.tun_readable |= event.is_readable();
+                    if event.is_writable() {
+                        self.retry_pending();
+                    }
+                }
+                SIGNALS => {
+                    if let Some(exit) = self.signalled(now) {
+                        return Ok(Some(exit));
+                    }
+                }
+                WATCH => self.stop(Exit::Watched, now),
+                Token(bits) => self.socket_event(SocketId::from_bits(bits as u64), event),
+            }
+        }
+        self.take_packets(now)?;
+        self.serve_ready(now);
+        self.engine.handle_timeout(now);
+        self.give(now);
+        Ok(self.finished(now))
+    }
+
+    fn timeout(&self) -> Option<Duration> {
+        if !self.ready.is_empty() || (self.tun_readable && self.tun_pending.is_none()) {
+            return Some(Duration::ZERO);
+        }
+        let stop = self.stopping.map(|stopping| stopping.deadline);
+        let deadline = [self.engine.poll_timeout(), stop].into_iter().flatten().min()?;
+        // epoll counts in milliseconds and mio rounds up, so that a deadline is never waited for in a busy loop.
+        Some(deadline.since(self.clock.now()))
+    }
+
+    // ---- stopping ----
+
+    fn signalled(&mut self, now: Instant) -> Option<Exit> {
+        let signals = self.signals.drain();
+        if signals == 0 {
+            return None;
+        }
+        if self.stopping.is_some() || signals > 1 {
+            log::warn!("asked to stop twice: stopping at once");
+            return Some(Exit::Forced);
+        }
+        match &self.watch {
+            Some(watch) => {
+                log::info!("asked to stop: passing it on to the command");
+                terminate(watch);
+                // The loop goes on until the command has ended; a second signal does not wait for it.
+                self.stopping = Some(Stopping {
+                    exit: Exit::Watched,
+                    deadline: Instant::from_micros(u64::MAX),
+                    aborted: false,
+                });
+            }
+            None => {
+                log::info!(
+                    "asked to stop: closing {} TCP flows and {} UDP associations",
+                    self.engine.tcp_flows(),
+                    self.engine.associations()
+                );
+                self.stop(Exit::Stopped, now);
+            }
+        }
+        None
+    }
+
+    fn stop(&mut self, exit: Exit, now: Instant) {
+        if let Some(watch) = self.watch.take() {
+            if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&watch.as_raw_fd())) {
+                log::debug!("deregister: {error}");
+            }
+        }
+        self.engine.shutdown(now);
+        self.stopping = Some(Stopping { exit, deadline: now + FIN_GRACE, aborted: false });
+    }
+
+    fn finished(&mut self, now: Instant) -> Option<Exit> {
+        let stopping = self.stopping?;
+        if stopping.deadline == Instant::from_micros(u64::MAX) {
+            return None;
+        }
+        if self.engine.tcp_flows() == 0 || stopping.aborted {
+            self.engine.abort(now);
+            self.give(now);
+            return Some(stopping.exit);
+        }
+        if now >= stopping.deadline {
+            log::debug!("{} flows did not finish in time and are reset", self.engine.tcp_flows());
+            self.engine.abort(now);
+            self.give(now);
+            self.stopping = Some(Stopping { aborted: true, ..stopping });
+        }
+        None
+    }
+
+    // ---- TUN ----
+
+    fn take_packets(&mut self, now: Instant) -> io::Result<()> {
+        if self.tun_pending.is_some() {
+            return Ok(());
+        }
+        for _ in 0..TUN_BUDGET {
+            if !self.tun_readable {
+                return Ok(());
+            }
+            // The buffer is lent to the packet while the engine works on it.
+            let mut buffer = core::mem::take(&mut self.buffer);
+            let received = self.device.recv(&mut buffer);
+            let result = match received {
+                Ok(received) => {
+                    let octets = buffer.get(..received.len).unwrap_or_default();
+                    self.packet(Packet { octets, verify_checksum: received.verify_checksum }, now);
+                    Ok(())
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.tun_readable = false;
+                    Ok(())
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
+                Err(error) => Err(error),
+            };
+            self.buffer = buffer;
+            result?;
+        }
+        Ok(())
+    }
+
+    fn packet(&mut self, packet: Packet<'_>, now: Instant) {
+        match self.engine.handle_packet(packet, now) {
+            Output::None => {}
+            Output::Reassembled(octets) => self.packet(Packet::new(&octets), now),
+            Output::Stream { socket, flow, payload } => {
+                let written = self.write_now(socket, payload);
+                let taken = *written.as_ref().unwrap_or(&0);
+                self.engine.stream_written(flow, payload, taken, now);
+                if let Err(error) = written {
+                    self.engine.handle_write_error(socket, socket::classify(&error), now);
+                }
+            }
+            Output::Datagram { socket, to, header, payload } => {
+                self.send_datagram(socket, to, header.as_slice(), payload)
+            }
+        }
+    }
+
+    fn send_datagram(&mut self, socket: SocketId, to: Option<SocketAddr>, header: &[u8], payload: &[u8]) {
+        let Some(OsSocket { io: Io::Udp(udp), .. }) = self.os_socket(socket) else { return };
+        // An ICMP error for an earlier datagram is reported by the next send: that one is tried once more.
+        for _ in 0..2 {
+            match socket::send_datagram(udp, to, header, payload) {
+                Ok(()) => return,
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
+                Err(error) => {
+                    log::debug!("datagram lost: {error}");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Gives one packet to the TUN; `false` when it was kept for later.
+    fn transmit(device: &mut D, pending: &mut Option<Refused>, packet: &Transmit<'_>) -> bool {
+        match device.send(packet) {
+            Ok(()) => true,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let mut octets = Vec::with_capacity(packet.len());
+                octets.extend_from_slice(packet.header);
+                octets.extend_from_slice(packet.payload[0]);
+                octets.extend_from_slice(packet.payload[1]);
+                *pending = Some(Refused { octets, offload: packet.offload });
+                false
+            }
+            Err(error) => {
+                // ENOBUFS, or a link that is down: lost, as packets are.
+                log::debug!("packet to the TUN lost: {error}");
+                true
+            }
+        }
+    }
+
+    fn retry_pending(&mut self) {
+        if let Some(Refused { octets, offload }) = self.tun_pending.take() {
+            let packet = Transmit { header: &octets, payload: [&[], &[]], offload };
+            if Self::transmit(&mut self.device, &mut self.tun_pending, &packet) {
+                for id in core::mem::take(&mut self.held) {
+                    self.enqueue(id);
+                }
+            }
+        }
+    }
+
+    // ---- sockets ----
+
+    fn os_socket(&mut self, id: SocketId) -> Option<&mut OsSocket> {
+        self.sockets.get_mut(id.index() as usize)?.as_mut().filter(|socket| socket.id == id)
+    }
+
+    fn socket_event(&mut self, id: SocketId, event: &mio::event::Event) {
+        let Some(socket) = self.os_socket(id) else { return };
+        socket.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        socket.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        self.enqueue(id);
+    }
+
+    fn enqueue(&mut self, id: SocketId) {
+        if let Some(socket) = self.os_socket(id) {
+            if !socket.queued {
+                socket.queued = true;
+                self.ready.push_back(id);
+            }
+        }
+    }
+
+    /// Serves each socket that was ready when the turn began, once.
+    fn serve_ready(&mut self, now: Instant) {
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { return };
+            let Some(socket) = self.os_socket(id) else { continue };
+            socket.queued = false;
+            match socket.io {
+                Io::Tcp { .. } => {
+                    if self.complete_connect(id, now) {
+                        self.write_stream(id, now);
+                        self.read_stream(id, now);
+                    }
+                }
+                Io::Udp(_) => self.read_datagrams(id, now),
+            }
+        }
+    }
+
+    /// Whether the connection is established; tells the engine when it has just become so, or failed.
+    fn complete_connect(&mut self, id: SocketId, now: Instant) -> bool {
+        let Some(socket) = self.os_socket(id) else { return false };
+        let writable = socket.writable;
+        let Io::Tcp { stream, connected } = &mut socket.io else { return false };
+        if *connected || !writable {
+            return *connected;
+        }
+        let error = match stream.take_error() {
+            Ok(Some(error)) | Err(error) => Some(error),
+            Ok(None) => stream.peer_addr().err().filter(|error| error.kind() != ErrorKind::NotConnected),
+        };
+        match error {
+            Some(error) => {
+                self.engine.handle_socket_error(id, socket::classify(&error), now);
+                false
+            }
+            None => {
+                *connected = true;
+                self.engine.handle_connected(id, now);
+                true
+            }
+        }
+    }
+
+    fn read_stream(&mut self, id: SocketId, now: Instant) {
+        let mut budget = STREAM_BUDGET;
+        while budget > 0 {
+            let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
+            let Io::Tcp { stream, connected: true } = &mut socket.io else { return };
+            if socket.id != id || !socket.readable {
+                return;
+            }
+            let Some((first, second)) = self.engine.read_space(id) else { return };
+            let read = stream.read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
+            match read {
+                Ok(0) => {
+                    socket.readable = false;
+                    return self.engine.read_eof(id, now);
+                }
+                Ok(octets) => {
+                    budget = budget.saturating_sub(octets);
+                    self.engine.read_done(id, octets, now);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    socket.readable = false;
+                    // The room that was lent is given back: an idle flow holds no buffer.
+                    return self.engine.read_done(id, 0, now);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    socket.readable = false;
+                    return self.engine.handle_socket_error(id, socket::classify(&error), now);
+                }
+            }
+        }
+        self.enqueue(id);
+    }
+
+    fn write_stream(&mut self, id: SocketId, now: Instant) {
+        let mut budget = STREAM_BUDGET;
+        while budget > 0 {
+            let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
+            let Io::Tcp { stream, connected: true } = &mut socket.io else { return };
+            if socket.id != id || !socket.writable {
+                return;
+            }
+            let Some((first, second)) = self.engine.write_slices(id) else { return };
+            let written = stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]);
+            match written {
+                Ok(octets) => {
+                    budget = budget.saturating_sub(octets.max(1));
+                    self.engine.write_done(id, octets, now);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    socket.writable = false;
+                    return;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    socket.writable = false;
+                    return self.engine.handle_write_error(id, socket::classify(&error), now);
+                }
+            }
+        }
+        self.enqueue(id);
+    }
+
+    /// Writes octets that are at hand; how many were taken.
+    fn write_now(&mut self, id: SocketId, octets: &[u8]) -> io::Result<usize> {
+        let Some(socket) = self.os_socket(id) else { return Ok(0) };
+        let Io::Tcp { stream, connected: true } = &mut socket.io else { return Ok(0) };
+        let mut taken = 0;
+        while socket.writable && taken < octets.len() {
+            match stream.write(&octets[taken..]) {
+                Ok(written) => taken += written,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => socket.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(taken)
+    }
+
+    fn read_datagrams(&mut self, id: SocketId, now: Instant) {
+        let mut buffer = core::mem::take(&mut self.buffer);
+        let drained = self.read_datagrams_into(id, &mut buffer, now);
+        self.buffer = buffer;
+        if !drained {
+            self.enqueue(id);
+        }
+    }
+
+    fn read_datagrams_into(&mut self, id: SocketId, buffer: &mut [u8], now: Instant) -> bool {
+        for _ in 0..DATAGRAM_BUDGET {
+            if self.tun_pending.is_some() {
+                // The socket's own queue holds what comes until the TUN takes packets again.
+                self.held.push(id);
+                return true;
+            }
+            let Some(socket) = self.os_socket(id) else { return true };
+            if !socket.readable {
+                return true;
+            }
+            let Io::Udp(udp) = &socket.io else { return true };
+            let (octets, from) = match udp.recv_from(buffer) {
+                Ok((octets, from)) => (octets, from),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    socket.readable = false;
+                    return true;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    self.engine.handle_socket_error(id, socket::classify(&error), now);
+                    continue;
+                }
+            };
+            let payload = buffer.get(..octets).unwrap_or_default();
+            if let Some(mut datagram) = self.engine.handle_datagram(id, Some(from), payload, now) {
+                while let Some(packet) = datagram.next_packet() {
+                    if !Self::transmit(&mut self.device, &mut self.tun_pending, &packet) {
+                        break;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    // ---- what the engine asks for ----
+
+    fn give(&mut self, now: Instant) {
+        loop {
+            while let Some(command) = self.engine.poll_command(now) {
+                self.obey(command, now);
+            }
+            if self.tun_pending.is_some() {
+                return;
+            }
+            let mut sent = false;
+            while let Some(packet) = self.engine.poll_transmit(now) {
+                sent = true;
+                if !Self::transmit(&mut self.device, &mut self.tun_pending, &packet) {
+                    return;
+                }
+            }
+            if !sent {
+                return;
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::Identify { asker, proto, local, remote } => {
+                let own =
+                    self.owner.as_mut().is_some_and(|owner| owner.owns(proto, local.into(), remote.into()));
+                self.engine.handle_owner(asker, own, now);
+            }
+            Command::Dial { socket, to, egress } => match self.binding.dial(to, egress) {
+                Ok(stream) => self.adopt(socket, Io::Tcp { stream, connected: false }, now),
+                Err(error) => self.open_failed(socket, &error, now),
+            },
+            Command::OpenUdp { socket, peer, v6, egress } => match self.binding.open_udp(peer, v6, egress) {
+                Ok(udp) => {
+                    self.adopt(socket, Io::Udp(udp), now);
+                    self.engine.handle_udp_open(socket, now);
+                }
+                Err(error) => self.open_failed(socket, &error, now),
+            },
+            Command::SendDatagram { socket, to, octets } => self.send_datagram(socket, to, &[], &octets),
+            Command::Read { socket } => self.read_stream(socket, now),
+            Command::Write { socket } => self.write_stream(socket, now),
+            Command::Shutdown { socket } => {
+                if let Some(OsSocket { io: Io::Tcp { stream, .. }, .. }) = self.os_socket(socket) {
+                    if let Err(error) = stream.shutdown(std::net::Shutdown::Write) {
+                        log::debug!("shutdown: {error}");
+                    }
+                }
+            }
+            Command::Close { socket, abort } => self.close(socket, abort),
+        }
+    }
+
+    fn open_failed(&mut self, id: SocketId, error: &io::Error, now: Instant) {
+        let class = socket::classify(error);
+        if class == crate::engine::SocketError::Exhausted {
+            log::warn!("cannot open a socket: {error}; the flow is refused (raise the limit with ulimit -n)");
+        } else {
+            log::debug!("cannot open a socket: {error}");
+        }
+        self.engine.handle_socket_error(id, class, now);
+    }
+
+    fn adopt(&mut self, id: SocketId, mut io: Io, now: Instant) {
+        let token = Token(id.to_bits() as usize);
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        let registered = match &mut io {
+            Io::Tcp { stream, .. } => self.poll.registry().register(stream, token, interest),
+            Io::Udp(udp) => self.poll.registry().register(udp, token, Interest::READABLE),
+        };
+        if let Err(error) = registered {
+            return self.open_failed(id, &error, now);
+        }
+        let index = id.index() as usize;
+        if index >= self.sockets.len() {
+            self.sockets.resize_with(index + 1, || None);
+        }
+        self.sockets[index] = Some(OsSocket { id, io, readable: false, writable: false, queued: false });
+    }
+
+    fn close(&mut self, id: SocketId, abort: bool) {
+        if self.os_socket(id).is_none() {
+            return;
+        }
+        let Some(mut socket) = self.sockets[id.index() as usize].take() else { return };
+        let deregistered = match &mut socket.io {
+            Io::Tcp { stream, .. } => self.poll.registry().deregister(stream),
+            Io::Udp(udp) => self.poll.registry().deregister(udp),
+        };
+        if let Err(error) = deregistered {
+            log::debug!("deregister: {error}");
+        }
+        match socket.io {
+            Io::Tcp { stream, .. } if abort => socket::abort(stream),
+            Io::Tcp { .. } | Io::Udp(_) => {}
+        }
+    }
+}
+
+/// SIGTERM to a process by its pidfd.
+fn terminate(pidfd: &OwnedFd) {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: plain system call on a descriptor that is open; no pointer is passed but the null siginfo that the call allows.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                pidfd.as_raw_fd(),
+                libc::SIGTERM,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if result != 0 {
+            log::debug!("pidfd_send_signal: {}", io::Error::last_os_error());
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = pidfd;
+}

@@ -1,0 +1,51 @@
+//! Signals as readiness of a file descriptor: the handler writes one octet into a pipe, the loop reads it.
+
+use mio::net::UnixStream;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use std::io::{self, Read};
+
+/// The read end of the pipe that SIGINT, SIGTERM and SIGHUP are written to.
+#[derive(Debug)]
+pub struct Signals {
+    pipe: UnixStream,
+    ids: Vec<signal_hook::SigId>,
+}
+
+impl Signals {
+    /// Takes over the signals that ask a program to stop.
+    pub fn new() -> io::Result<Signals> {
+        let (pipe, write) = std::os::unix::net::UnixStream::pair()?;
+        pipe.set_nonblocking(true)?;
+        let mut ids = Vec::new();
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            ids.push(signal_hook::low_level::pipe::register(signal, write.try_clone()?)?);
+        }
+        Ok(Signals { pipe: UnixStream::from_std(pipe), ids })
+    }
+
+    /// How many signals came since the last call.
+    pub fn drain(&mut self) -> usize {
+        let mut octets = [0; 16];
+        let mut count = 0;
+        while let Ok(read) = self.pipe.read(&mut octets) {
+            if read == 0 {
+                break;
+            }
+            count += read;
+        }
+        count
+    }
+
+    /// What to register with the poll.
+    pub fn source(&mut self) -> &mut UnixStream {
+        &mut self.pipe
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        for id in self.ids.drain(..) {
+            signal_hook::low_level::unregister(id);
+        }
+    }
+}

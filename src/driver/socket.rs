@@ -1,0 +1,151 @@
+//! Opens the sockets that the engine asks for, so that they leave the machine outside the tunnel.
+
+use crate::engine::{Egress, SocketError};
+use mio::net::{TcpStream, UdpSocket};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::io::{self, IoSlice};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::os::fd::{AsRawFd, FromRawFd};
+
+/// How ztun's own sockets are told from the machine's.
+#[derive(Clone, Debug, Default)]
+pub struct EgressBinding {
+    /// SO_MARK, matched by a routing rule. `None` where there is nothing to loop (a private namespace) or no privilege.
+    pub mark: Option<u32>,
+    /// Interface index for SO_BINDTOIFINDEX; loopback destinations are left alone.
+    pub interface: Option<NonZeroU32>,
+}
+
+impl EgressBinding {
+    fn apply(&self, socket: &Socket, to: Option<SocketAddr>, egress: Egress) -> io::Result<()> {
+        #[cfg(target_os = "linux")]
+        {
+            if let Some(mark) = self.mark {
+                socket.set_mark(mark)?;
+            }
+            let loopback = to.is_some_and(|to| to.ip().is_loopback());
+            if let (Some(index), false) = (self.interface, loopback) {
+                match to {
+                    Some(SocketAddr::V6(_)) => socket.bind_device_by_index_v6(Some(index))?,
+                    Some(SocketAddr::V4(_)) | None => socket.bind_device_by_index_v4(Some(index))?,
+                }
+            }
+        }
+        log::trace!("socket opened for {egress:?}");
+        Ok(())
+    }
+
+    /// Starts a connection. It is established, or has failed, when the socket becomes writable.
+    pub fn dial(&self, to: SocketAddr, egress: Egress) -> io::Result<TcpStream> {
+        let socket =
+            Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+        self.apply(&socket, Some(to), egress)?;
+        // The relay decides what a segment is; Nagle would only add latency (RFC 1928 says nothing, every peer does it).
+        socket.set_tcp_nodelay(true)?;
+        match socket.connect(&SockAddr::from(to)) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(TcpStream::from_std(std::net::TcpStream::from(socket)))
+    }
+
+    /// Opens a UDP socket on an ephemeral port, never with SO_REUSEADDR: a port shared by accident would hand one app's datagrams
+    /// to another.
+    pub fn open_udp(&self, peer: Option<SocketAddr>, v6: bool, egress: Egress) -> io::Result<UdpSocket> {
+        let v6 = peer.map_or(v6, |peer| peer.is_ipv6());
+        let any: SocketAddr =
+            if v6 { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
+        let socket =
+            Socket::new(Domain::for_address(any), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+        if v6 {
+            socket.set_only_v6(true)?;
+        }
+        self.apply(&socket, peer.or(Some(any)), egress)?;
+        socket.bind(&SockAddr::from(any))?;
+        if let Some(peer) = peer {
+            socket.connect(&SockAddr::from(peer))?;
+        }
+        Ok(UdpSocket::from_std(std::net::UdpSocket::from(socket)))
+    }
+}
+
+/// Sends `header` and `payload` as one datagram without copying them together.
+pub(super) fn send_datagram(
+    socket: &UdpSocket,
+    to: Option<SocketAddr>,
+    header: &[u8],
+    payload: &[u8],
+) -> io::Result<()> {
+    let slices = [IoSlice::new(header), IoSlice::new(payload)];
+    let slices = if header.is_empty() { &slices[1..] } else { &slices[..] };
+    let borrowed = BorrowedSocket::new(socket);
+    match to {
+        Some(to) => borrowed.0.send_to_vectored(slices, &SockAddr::from(to))?,
+        None => borrowed.0.send_vectored(slices)?,
+    };
+    Ok(())
+}
+
+/// Closes a connection with RST: unsent octets are thrown away (SO_LINGER 0).
+pub(super) fn abort(stream: TcpStream) {
+    let borrowed = BorrowedSocket::new(&stream);
+    if let Err(error) = borrowed.0.set_linger(Some(std::time::Duration::ZERO)) {
+        log::debug!("SO_LINGER: {error}");
+    }
+    drop(borrowed);
+}
+
+/// A `socket2::Socket` over a descriptor that someone else owns and closes.
+struct BorrowedSocket(std::mem::ManuallyDrop<Socket>);
+
+impl BorrowedSocket {
+    fn new(owner: &impl AsRawFd) -> BorrowedSocket {
+        // SAFETY: the descriptor is open for as long as `owner` is borrowed by the caller, and `ManuallyDrop` never closes it.
+        BorrowedSocket(std::mem::ManuallyDrop::new(unsafe { Socket::from_raw_fd(owner.as_raw_fd()) }))
+    }
+}
+
+/// The engine's name for an error of the operating system.
+pub(super) fn classify(error: &io::Error) -> SocketError {
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => SocketError::Refused,
+        Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED) => SocketError::Reset,
+        Some(libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => {
+            SocketError::Network
+        }
+        Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => SocketError::Host,
+        Some(libc::ETIMEDOUT) => SocketError::TimedOut,
+        Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN) => {
+            SocketError::Exhausted
+        }
+        Some(libc::EACCES | libc::EPERM) => SocketError::Prohibited,
+        _ => SocketError::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_system_are_told_apart() {
+        let of = |code| classify(&io::Error::from_raw_os_error(code));
+        assert_eq!(of(libc::ECONNREFUSED), SocketError::Refused);
+        assert_eq!(of(libc::EMFILE), SocketError::Exhausted);
+        assert_eq!(of(libc::EHOSTUNREACH), SocketError::Host);
+        assert_eq!(classify(&io::Error::other("else")), SocketError::Other);
+    }
+
+    #[test]
+    fn two_pieces_leave_as_one_datagram() {
+        let receiver = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+        let to = receiver.local_addr().expect("address");
+        let sender = EgressBinding::default().open_udp(None, false, Egress::Direct).expect("socket");
+        send_datagram(&sender, Some(to), b"head", b"tail").expect("send");
+        let mut buffer = [0; 16];
+        let octets = receiver.recv(&mut buffer).expect("receive");
+        assert_eq!(&buffer[..octets], b"headtail");
+    }
+}
