@@ -1,5 +1,16 @@
 //! `/dev/net/tun`: one packet for each read and each write, without the 4-octet packet information (`IFF_NO_PI`).
 //!
+//! # Offload
+//!
+//! With `IFF_VNET_HDR` each packet has a virtio-net header in front, and the kernel hands over what it has not segmented and not summed: one
+//! TCP super-segment of up to 64 KB instead of forty packets, with the checksum field holding the sum of the pseudo-header only. It
+//! takes the same from us. Packets that stay on this machine are never segmented or summed at all. Where the kernel refuses any of it the
+//! device falls back to plain packets by itself; [`Device::offload`] tells which it is.
+//!
+//! The header comes from the kernel and is checked all the same: a packet of a kind that was not asked for is dropped as malformed.
+//!
+//! # Life
+//!
 //! The interface lives as long as a descriptor of it is open: it is not made persistent, so a process that dies takes it along, and
 //! the descriptor is close-on-exec, so that no child keeps it alive.
 
@@ -10,7 +21,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -20,18 +31,45 @@ const CLONE_DEVICE: &str = "/dev/net/tun";
 /// Octets of an interface's name, the final NUL included.
 const NAME_SIZE: usize = libc::IFNAMSIZ;
 
+/// `struct virtio_net_hdr` (virtio 1.2, 5.1.6), in the octet order of this machine.
+const VNET_HEADER: usize = 10;
+/// The checksum field holds a partial sum only.
+const VIRTIO_NET_HDR_F_NEEDS_CSUM: u8 = 1;
+/// The checksum was verified.
+const VIRTIO_NET_HDR_F_DATA_VALID: u8 = 2;
+const VIRTIO_NET_HDR_GSO_NONE: u8 = 0;
+const VIRTIO_NET_HDR_GSO_TCPV4: u8 = 1;
+const VIRTIO_NET_HDR_GSO_TCPV6: u8 = 4;
+
 /// A TUN device.
 #[derive(Debug)]
 pub struct Tun {
     file: File,
     name: String,
     mtu: u16,
+    /// A virtio-net header stands in front of each packet.
+    vnet: bool,
 }
 
 impl Tun {
     /// Creates the interface `name` (at most 15 octets; a `%d` in it is replaced by the first free number), or takes an existing
-    /// persistent one that nobody has open. It has no address and is down, and `mtu` is what `host` is going to set.
-    pub fn open(name: &str, mtu: u16) -> Result<Tun, OpenError> {
+    /// persistent one that nobody has open. It has no address and is down, and `mtu` is what `host` is going to set. `offload`: let the
+    /// kernel segment and sum, if it can.
+    pub fn open(name: &str, mtu: u16, offload: bool) -> Result<Tun, OpenError> {
+        if offload {
+            match Tun::create(name, mtu, libc::IFF_VNET_HDR) {
+                Ok(tun) if set_offload(tun.file.as_raw_fd()).is_ok() => return Ok(Tun { vnet: true, ..tun }),
+                Ok(_) => log::debug!("the kernel does not offload on TUN devices: plain packets"),
+                Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => {
+                    log::debug!("no virtio header on TUN devices: plain packets");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Tun::create(name, mtu, 0)
+    }
+
+    fn create(name: &str, mtu: u16, flags: libc::c_int) -> Result<Tun, OpenError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -40,17 +78,17 @@ impl Tun {
             .map_err(open_error)?;
         let mut request = Request::named(name).map_err(|source| interface_error(name, source))?;
         request.flags =
-            (libc::IFF_TUN | libc::IFF_NO_PI).try_into().expect("the flags of a TUN device fit their field");
+            (libc::IFF_TUN | libc::IFF_NO_PI | flags).try_into().expect("the flags of a TUN device fit their field");
         // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, whose size and layout `Request` has.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         if result < 0 {
             return Err(interface_error(name, io::Error::last_os_error()));
         }
-        Ok(Tun { file, name: request.name(), mtu })
+        Ok(Tun { file, name: request.name(), mtu, vnet: false })
     }
 
-    /// Takes a device that someone else opened (`--tun-fd`, or one from another network namespace): a TUN device without packet information
-    /// and without a virtio header. It is made non-blocking and close-on-exec. `mtu` is that of its interface.
+    /// Takes a device that someone else opened (`--tun-fd`, or one from another network namespace): a TUN device without packet information,
+    /// with a virtio header or without. It is made non-blocking and close-on-exec. `mtu` is that of its interface.
     pub fn from_fd(fd: OwnedFd, mtu: u16) -> Result<Tun, OpenError> {
         let raw = fd.as_raw_fd();
         let fail = |source, remedy: &str| OpenError {
@@ -66,14 +104,66 @@ impl Tun {
         }
         let flags = libc::c_int::from(request.flags);
         let wanted = libc::IFF_TUN | libc::IFF_NO_PI;
-        if flags & (wanted | libc::IFF_VNET_HDR) != wanted {
+        if flags & wanted != wanted {
             let source = io::Error::from_raw_os_error(libc::EINVAL);
-            return Err(fail(source, "open it with exactly IFF_TUN and IFF_NO_PI"));
+            return Err(fail(source, "open it with IFF_TUN and IFF_NO_PI"));
+        }
+        let vnet = flags & libc::IFF_VNET_HDR != 0;
+        if vnet {
+            set_offload(raw).map_err(|source| fail(source, "open it without IFF_VNET_HDR"))?;
         }
         set_flags(raw)
             .map_err(|source| fail(source, "the descriptor must be open for reading and writing"))?;
-        Ok(Tun { file: File::from(fd), name: request.name(), mtu })
+        Ok(Tun { file: File::from(fd), name: request.name(), mtu, vnet })
     }
+
+    /// Reads a packet behind its virtio-net header.
+    fn recv_offloaded(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
+        let mut header = [0; VNET_HEADER];
+        let read = self.file.read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
+        let len = read.saturating_sub(VNET_HEADER);
+        let [flags, gso_type, ..] = header;
+        let version = buffer.first().map_or(0, |octet| octet >> 4);
+        // Only what was asked for: whole packets, and TCP super-segments of their own IP version.
+        let known = matches!(
+            (gso_type, version),
+            (VIRTIO_NET_HDR_GSO_NONE, _) | (VIRTIO_NET_HDR_GSO_TCPV4, 4) | (VIRTIO_NET_HDR_GSO_TCPV6, 6)
+        );
+        let vouched = flags & (VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID) != 0;
+        Ok(Received { len: if known { len } else { 0 }, verify_checksum: !vouched })
+    }
+}
+
+/// The virtio-net header of a packet to the kernel.
+fn vnet_header(packet: &Transmit<'_>) -> [u8; VNET_HEADER] {
+    let mut header = [0; VNET_HEADER];
+    let Some(offload) = packet.offload else { return header };
+    header[0] = VIRTIO_NET_HDR_F_NEEDS_CSUM;
+    if offload.segment_size > 0 {
+        let v6 = packet.header.first().is_some_and(|octet| octet >> 4 == 6);
+        header[1] = if v6 { VIRTIO_NET_HDR_GSO_TCPV6 } else { VIRTIO_NET_HDR_GSO_TCPV4 };
+        let headers = u16::try_from(packet.header.len()).unwrap_or(u16::MAX);
+        header[2..4].copy_from_slice(&headers.to_ne_bytes());
+        header[4..6].copy_from_slice(&offload.segment_size.to_ne_bytes());
+    }
+    header[6..8].copy_from_slice(&offload.checksum_start.to_ne_bytes());
+    header[8..10].copy_from_slice(&offload.checksum_offset.to_ne_bytes());
+    header
+}
+
+/// Asks for unsegmented TCP and unsummed packets, behind a header of [`VNET_HEADER`] octets.
+fn set_offload(fd: libc::c_int) -> io::Result<()> {
+    let size = VNET_HEADER as libc::c_int;
+    // SAFETY: the descriptor is open, and TUNSETVNETHDRSZ reads one int.
+    if unsafe { libc::ioctl(fd, libc::TUNSETVNETHDRSZ, &raw const size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let features = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes its argument by value.
+    if unsafe { libc::ioctl(fd, libc::TUNSETOFFLOAD, libc::c_ulong::from(features)) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// `O_NONBLOCK` and `FD_CLOEXEC`, which a descriptor from elsewhere may lack.
@@ -97,8 +187,13 @@ fn set_flags(fd: libc::c_int) -> io::Result<()> {
 impl Device for Tun {
     fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
         loop {
-            match self.file.read(buffer) {
-                Ok(len) => return Ok(Received { len, verify_checksum: true }),
+            let received = if self.vnet {
+                self.recv_offloaded(buffer)
+            } else {
+                self.file.read(buffer).map(|len| Received { len, verify_checksum: true })
+            };
+            match received {
+                Ok(received) => return Ok(received),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -106,20 +201,31 @@ impl Device for Tun {
     }
 
     fn send(&mut self, packet: &Transmit<'_>) -> io::Result<()> {
-        if packet.offload.is_some() {
+        if packet.offload.is_some() && !self.vnet {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the device does not segment or sum"));
         }
-        let slices =
-            [IoSlice::new(packet.header), IoSlice::new(packet.payload[0]), IoSlice::new(packet.payload[1])];
+        let vnet = vnet_header(packet);
+        let slices = [
+            IoSlice::new(&vnet),
+            IoSlice::new(packet.header),
+            IoSlice::new(packet.payload[0]),
+            IoSlice::new(packet.payload[1]),
+        ];
+        let (slices, whole) =
+            if self.vnet { (&slices[..], packet.len() + VNET_HEADER) } else { (&slices[1..], packet.len()) };
         loop {
-            match self.file.write_vectored(&slices) {
+            match self.file.write_vectored(slices) {
                 // The kernel takes a packet whole; less means that it was cut, and repeating the rest would make another packet of it.
-                Ok(taken) if taken < packet.len() => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(taken) if taken < whole => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(_) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    fn offload(&self) -> bool {
+        self.vnet
     }
 
     fn mtu(&self) -> u16 {
@@ -231,7 +337,7 @@ mod tests {
     fn pair() -> (Tun, UnixDatagram) {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (Tun { file: File::from(OwnedFd::from(ours)), name: "test".into(), mtu: 1500 }, theirs)
+        (Tun { file: File::from(OwnedFd::from(ours)), name: "test".into(), mtu: 1500, vnet: false }, theirs)
     }
 
     #[test]
@@ -241,6 +347,38 @@ mod tests {
         let mut buffer = [0; 64];
         let len = peer.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], b"header and data");
+    }
+
+    #[test]
+    fn a_super_segment_carries_its_header_as_virtio_has_it() {
+        let (mut tun, peer) = pair();
+        tun.vnet = true;
+        let offload = crate::stack::Offload { checksum_start: 20, checksum_offset: 16, segment_size: 1448 };
+        let packet = Transmit { header: &[0x45; 52], payload: [&[7; 100], &[8; 50]], offload: Some(offload) };
+        tun.send(&packet).unwrap();
+        let mut buffer = [0; 512];
+        let len = peer.recv(&mut buffer).unwrap();
+        assert_eq!(len, VNET_HEADER + packet.len());
+        let field = |at: usize| u16::from_ne_bytes([buffer[at], buffer[at + 1]]);
+        assert_eq!(buffer[..2], [VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4]);
+        assert_eq!([field(2), field(4), field(6), field(8)], [52, 1448, 20, 16]);
+    }
+
+    #[test]
+    fn what_the_kernel_vouches_for_is_not_verified_and_what_was_not_asked_for_is_no_packet() {
+        let (mut tun, peer) = pair();
+        tun.vnet = true;
+        let mut receive = |flags: u8, gso: u8, first: u8| {
+            let mut packet = [0; VNET_HEADER + 20];
+            packet[..2].copy_from_slice(&[flags, gso]);
+            packet[VNET_HEADER] = first;
+            peer.send(&packet).unwrap();
+            tun.recv(&mut [0; 64]).unwrap()
+        };
+        assert_eq!(receive(0, VIRTIO_NET_HDR_GSO_NONE, 0x45), Received { len: 20, verify_checksum: true });
+        assert!(!receive(VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, 0x45).verify_checksum);
+        assert_eq!(receive(1, VIRTIO_NET_HDR_GSO_TCPV4, 0x60).len, 0);
+        assert_eq!(receive(1, 5, 0x45).len, 0);
     }
 
     #[test]

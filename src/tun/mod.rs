@@ -44,7 +44,10 @@ pub trait Device: Source {
     /// Writes one packet.
     fn send(&mut self, packet: &Transmit<'_>) -> io::Result<()>;
 
-    /// The largest packet, in octets.
+    /// Whether the device segments and sums what it is given ([`Transmit::offload`]), and hands over super-segments.
+    fn offload(&self) -> bool;
+
+    /// The largest packet, in octets; with offload, of what is segmented.
     fn mtu(&self) -> u16;
 
     /// The interface's name.

@@ -12,7 +12,7 @@ pub enum Tun {}
 
 impl Tun {
     /// Fails: this system is not supported.
-    pub fn open(name: &str, _mtu: u16) -> Result<Tun, OpenError> {
+    pub fn open(name: &str, _mtu: u16, _offload: bool) -> Result<Tun, OpenError> {
         Err(OpenError {
             what: format!("cannot create the device {name}"),
             source: io::ErrorKind::Unsupported.into(),
@@ -27,6 +27,10 @@ impl Device for Tun {
     }
 
     fn send(&mut self, _packet: &Transmit<'_>) -> io::Result<()> {
+        match *self {}
+    }
+
+    fn offload(&self) -> bool {
         match *self {}
     }
 
