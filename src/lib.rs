@@ -24,4 +24,6 @@ pub mod driver;
 #[cfg(feature = "os")]
 pub mod proxy;
 #[cfg(feature = "os")]
+pub mod host;
+#[cfg(feature = "os")]
 pub mod tun;

@@ -1,0 +1,68 @@
+//! The only code that changes the machine around the tunnel, and undoes it.
+//!
+//! # Theory of operation
+//!
+//! [`plan`](mod@plan) turns what there is and what is wanted into a list of [`Change`](change::Change)s, without touching anything.
+//! [`up`] takes the locks, undoes what a run that died left, plans, and makes the changes one by one: the undo of each is in the
+//! journal, synced, before it is made. [`Applied::down`] undoes them in reverse; a step that fails never skips the
+//! next. [`restore`] does the same for a run that died, from its journal, and then from the kernel's tables: every route and rule of ours
+//! carries a protocol number and lies in a table or block of preferences of ours, so they are found without any journal.
+//!
+//! What a process that dies takes along by itself (the device, its addresses, the routes into it) and what stays (the rules, which then lead
+//! into an empty table and so on to the machine's own) is in `docs/HOST-CHANGES.md`.
+//!
+//! [`owner`] tells whether a flow comes from a proxy on this machine, [`netns`] runs a program in a network namespace of its own. Nothing here
+//! knows the engine.
+
+pub mod change;
+pub mod plan;
+
+#[cfg(target_os = "linux")]
+mod journal;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+mod netlink;
+#[cfg(target_os = "linux")]
+pub mod owner;
+#[cfg(target_os = "linux")]
+mod session;
+#[cfg(target_os = "linux")]
+pub use journal::RunDir;
+#[cfg(target_os = "linux")]
+pub use linux::Outcome;
+#[cfg(target_os = "linux")]
+pub use owner::LocalProxy;
+#[cfg(target_os = "linux")]
+pub use session::{Applied, Report, Step, dry_run, restore, restore_in, up, up_in};
+
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
+#[cfg(not(target_os = "linux"))]
+pub use unsupported::{Applied, LocalProxy, Report, dry_run, restore, up};
+
+use core::fmt;
+use std::io;
+
+/// What failed, why, and what to try.
+#[derive(Debug)]
+pub struct HostError {
+    /// What was tried.
+    pub what: String,
+    /// The system's answer.
+    pub source: io::Error,
+    /// What to try next.
+    pub remedy: String,
+}
+
+impl fmt::Display for HostError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({})", self.what, self.source, self.remedy)
+    }
+}
+
+impl core::error::Error for HostError {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}

@@ -1,0 +1,361 @@
+//! Which changes make the machine send its packets into the device: pure.
+//!
+//! # Theory of operation
+//!
+//! The machine's own routes are never touched. A table of our own ([`TABLE`]) leads into the device, and one block of policy rules,
+//! asked before the machine's own, decides who looks into it. From the first rule to the last:
+//!
+//! | preference | packets | outcome |
+//! |---|---|---|
+//! | 5200 | with our mark: ztun's own sockets | the machine's main table |
+//! | 5201 | with our mark, where main has no route | unreachable: they never fall through into the device, so there is no loop |
+//! | 5202 | that came out of the device | main: what is for a container or a forwarded client must not come back |
+//! | 5203 | from an address of the machine that is not the device's | main: answers of services and connections made before keep their path. A new connection has no source address yet when its route is looked up |
+//! | 5204 | to a proxy, link-local and multicast networks, `--bypass` | main |
+//! | 5205 | of the local proxy's user, when that user runs nothing else | main |
+//! | 5210 | all | the table that leads into the device; what it does not cover goes on as if ztun was not there |
+//!
+//! Main is asked for nothing else: a more specific route that someone pushes into it captures nothing.
+//!
+//! The order of the plan is the order of application: first the device, then its routes, then the rules, and the one that captures
+//! last. Undone in reverse, capturing ends first.
+//!
+//! An address of the device brings no route into main (`noprefixroute`): a marked packet to its network would find one there and loop.
+//! The network is routed in the table of ours instead.
+
+use super::change::{Action, Address, Change, Family, MAIN_TABLE, Route, Rule, Selector, TABLE};
+use crate::config::{Cidr, HostPlanConfig};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The first preference of the block.
+pub const FIRST_PREFERENCE: u32 = 5200;
+/// The last preference of the block: up to here rules with our protocol number are ours.
+pub const LAST_PREFERENCE: u32 = 5299;
+
+const MARKED: u32 = FIRST_PREFERENCE;
+const MARKED_WITHOUT_ROUTE: u32 = 5201;
+const FROM_DEVICE: u32 = 5202;
+const FROM_OWN_ADDRESS: u32 = 5203;
+const TO_OUTSIDE: u32 = 5204;
+const OF_LOCAL_PROXY: u32 = 5205;
+const CAPTURE: u32 = 5210;
+
+/// The address of the device in a family that is captured while none was given.
+const DEFAULT_V4: Cidr = Cidr { addr: IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), prefix: 16 };
+const DEFAULT_V6: Cidr =
+    Cidr { addr: IpAddr::V6(Ipv6Addr::new(0xfd7a, 0x7a74, 0x756e, 0, 0, 0, 0, 1)), prefix: 64 };
+
+/// Whether the machine speaks IPv6.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ipv6 {
+    /// Not at all: nothing can leak and nothing is set up.
+    Absent,
+    /// It does, but new devices are born without it.
+    OffOnDevice,
+    /// It does.
+    On,
+}
+
+/// The machine and the device before.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Have {
+    /// Whether the machine speaks IPv6.
+    pub ipv6: Ipv6,
+    /// MTU of the device, octets.
+    pub mtu: u32,
+    /// Whether the device is up.
+    pub up: bool,
+    /// Addresses of the device.
+    pub addresses: Vec<Cidr>,
+    /// Addresses of all other devices but loopback that are valid beyond their link.
+    pub own_addresses: Vec<IpAddr>,
+}
+
+/// What is to be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Want {
+    /// The device.
+    pub device: String,
+    /// Its MTU, octets.
+    pub mtu: u32,
+    /// Its addresses.
+    pub addresses: Vec<Cidr>,
+    /// What goes into it; nothing with `--no-route`.
+    pub routes: Vec<Cidr>,
+    /// What stays outside besides the proxies.
+    pub bypass: Vec<Cidr>,
+    /// The mark of our own sockets.
+    pub mark: u32,
+    /// The proxies.
+    pub proxies: Vec<IpAddr>,
+    /// The local proxy's user, when that is exact.
+    pub local_uid: Option<u32>,
+}
+
+impl Want {
+    /// What `config` asks for.
+    pub fn new(config: &HostPlanConfig, device: &str, proxies: &[IpAddr], local_uid: Option<u32>) -> Want {
+        Want {
+            device: device.into(),
+            mtu: config.mtu.into(),
+            addresses: config.addresses.clone(),
+            routes: if config.no_route { Vec::new() } else { config.routes.clone() },
+            bypass: config.bypass.clone(),
+            mark: config.mark,
+            proxies: proxies.to_vec(),
+            local_uid: local_uid.filter(|_| config.local_proxy),
+        }
+    }
+}
+
+/// The changes that lead from `have` to `want`, in their order.
+pub fn plan(have: &Have, want: &Want) -> Vec<Change> {
+    let device = &want.device;
+    let mut changes = Vec::new();
+    let families: &[Family] = match have.ipv6 {
+        Ipv6::Absent => &[Family::V4],
+        Ipv6::OffOnDevice | Ipv6::On => &[Family::V4, Family::V6],
+    };
+    let routed = |family| want.routes.iter().any(|net| Family::of(net) == family);
+    let mut addresses = want.addresses.clone();
+    for (family, address) in [(Family::V4, DEFAULT_V4), (Family::V6, DEFAULT_V6)] {
+        // Captured packets without an address of the device would take another device's and leave by rule 5203.
+        if routed(family) && !addresses.iter().any(|net| Family::of(net) == family) {
+            addresses.push(address);
+        }
+    }
+    addresses.retain(|address| families.contains(&Family::of(address)));
+
+    if have.ipv6 == Ipv6::OffOnDevice && addresses.iter().any(|net| Family::of(net) == Family::V6) {
+        changes.push(Change::Ipv6On { device: device.clone() });
+    }
+    if have.mtu != want.mtu {
+        changes.push(Change::MtuSet { device: device.clone(), mtu: want.mtu, was: have.mtu });
+    }
+    for &address in addresses.iter().filter(|address| !have.addresses.contains(address)) {
+        let prefix_route = want.routes.is_empty();
+        changes.push(Change::AddressAdd(Address { device: device.clone(), address, prefix_route }));
+    }
+    if !have.up {
+        changes.push(Change::LinkUp { device: device.clone() });
+    }
+    for &family in families {
+        if routed(family) {
+            changes.extend(routes(want, &addresses, family).into_iter().map(Change::RouteAdd));
+        }
+    }
+    for &family in families {
+        if routed(family) {
+            changes.extend(rules(have, want, family).into_iter().map(Change::RuleAdd));
+        }
+    }
+    changes
+}
+
+fn routes(want: &Want, addresses: &[Cidr], family: Family) -> Vec<Route> {
+    let mut destinations: Vec<Cidr> = Vec::new();
+    let wanted = want.routes.iter().filter(|net| Family::of(net) == family);
+    for net in wanted.map(network) {
+        if !destinations.contains(&net) {
+            destinations.push(net);
+        }
+    }
+    for net in addresses.iter().filter(|net| Family::of(net) == family).map(network) {
+        if !destinations.iter().any(|other| other.prefix <= net.prefix && other.contains(net.addr)) {
+            destinations.push(net);
+        }
+    }
+    destinations
+        .into_iter()
+        .map(|destination| Route { destination, device: want.device.clone(), table: TABLE })
+        .collect()
+}
+
+fn rules(have: &Have, want: &Want, family: Family) -> Vec<Rule> {
+    let mut rules = Vec::new();
+    let mut add = |preference, selector, action| {
+        let rule = Rule { family, preference, selector, action };
+        if !rules.contains(&rule) {
+            rules.push(rule);
+        }
+    };
+    let main = Action::Lookup(MAIN_TABLE);
+    add(MARKED, Selector::Mark(want.mark), main);
+    add(MARKED_WITHOUT_ROUTE, Selector::Mark(want.mark), Action::Unreachable);
+    add(FROM_DEVICE, Selector::Iif(want.device.clone()), main);
+    for net in have.own_addresses.iter().map(|&addr| Cidr::host(addr)) {
+        if Family::of(&net) == family {
+            add(FROM_OWN_ADDRESS, Selector::From(net), main);
+        }
+    }
+    // A proxy on loopback is reached through the local table, which comes before all others.
+    let proxies = want.proxies.iter().filter(|addr| !addr.is_loopback()).map(|&addr| Cidr::host(addr));
+    for net in proxies.chain(noise(family)).chain(want.bypass.iter().map(network)) {
+        if Family::of(&net) == family {
+            add(TO_OUTSIDE, Selector::To(net), main);
+        }
+    }
+    if let Some(uid) = want.local_uid {
+        add(OF_LOCAL_PROXY, Selector::Uid(uid), main);
+    }
+    add(CAPTURE, Selector::All, Action::Lookup(TABLE));
+    rules
+}
+
+/// Link-local, multicast and broadcast: they have no meaning behind a proxy.
+fn noise(family: Family) -> Vec<Cidr> {
+    let v4 = |a, b, prefix| Cidr { addr: Ipv4Addr::new(a, b, 0, 0).into(), prefix };
+    let v6 = |a, prefix| Cidr { addr: Ipv6Addr::new(a, 0, 0, 0, 0, 0, 0, 0).into(), prefix };
+    match family {
+        Family::V4 => vec![v4(169, 254, 16), v4(224, 0, 4), Cidr::host(Ipv4Addr::BROADCAST.into())],
+        Family::V6 => vec![v6(0xfe80, 10), v6(0xff00, 8)],
+    }
+}
+
+/// The network with its host bits cleared, as the kernel wants routes and gives rules back.
+fn network(net: &Cidr) -> Cidr {
+    let prefix = u32::from(net.prefix);
+    let addr = match net.addr {
+        IpAddr::V4(addr) => {
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(prefix)).unwrap_or(0);
+            Ipv4Addr::from_bits(addr.to_bits() & mask).into()
+        }
+        IpAddr::V6(addr) => {
+            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(prefix)).unwrap_or(0);
+            Ipv6Addr::from_bits(addr.to_bits() & mask).into()
+        }
+    };
+    Cidr { addr, prefix: net.prefix }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn have() -> Have {
+        Have {
+            ipv6: Ipv6::On,
+            mtu: 1400,
+            up: false,
+            addresses: Vec::new(),
+            own_addresses: vec!["192.168.1.5".parse().unwrap(), "2001:db8::5".parse().unwrap()],
+        }
+    }
+
+    fn want() -> Want {
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        Want {
+            device: "ztun0".into(),
+            mtu: 1500,
+            addresses: nets(&["198.18.0.1/16", "fd7a:7a74:756e::1/64"]),
+            routes: nets(&["0.0.0.0/0", "::/0"]),
+            bypass: nets(&["192.168.1.77/24"]),
+            mark: 0x7a74,
+            proxies: vec!["203.0.113.9".parse().unwrap(), "127.0.0.1".parse().unwrap()],
+            local_uid: Some(115),
+        }
+    }
+
+    fn text(changes: &[Change]) -> String {
+        changes.iter().map(|change| format!("{change}\n")).collect()
+    }
+
+    #[test]
+    fn the_plan_for_a_whole_machine() {
+        let golden = "\
+mtu set 1500 was 1400 dev ztun0
+address add 198.18.0.1/16 dev ztun0 noprefixroute
+address add fd7a:7a74:756e::1/64 dev ztun0 noprefixroute
+link up dev ztun0
+route add 0.0.0.0/0 dev ztun0 table 31348
+route add ::/0 dev ztun0 table 31348
+rule add v4 pref 5200 fwmark 0x7a74 lookup main
+rule add v4 pref 5201 fwmark 0x7a74 unreachable
+rule add v4 pref 5202 iif ztun0 lookup main
+rule add v4 pref 5203 from 192.168.1.5/32 lookup main
+rule add v4 pref 5204 to 203.0.113.9/32 lookup main
+rule add v4 pref 5204 to 169.254.0.0/16 lookup main
+rule add v4 pref 5204 to 224.0.0.0/4 lookup main
+rule add v4 pref 5204 to 255.255.255.255/32 lookup main
+rule add v4 pref 5204 to 192.168.1.0/24 lookup main
+rule add v4 pref 5205 uid 115 lookup main
+rule add v4 pref 5210 all lookup 31348
+rule add v6 pref 5200 fwmark 0x7a74 lookup main
+rule add v6 pref 5201 fwmark 0x7a74 unreachable
+rule add v6 pref 5202 iif ztun0 lookup main
+rule add v6 pref 5203 from 2001:db8::5/128 lookup main
+rule add v6 pref 5204 to fe80::/10 lookup main
+rule add v6 pref 5204 to ff00::/8 lookup main
+rule add v6 pref 5205 uid 115 lookup main
+rule add v6 pref 5210 all lookup 31348
+";
+        assert_eq!(text(&plan(&have(), &want())), golden);
+    }
+
+    #[test]
+    fn without_ipv6_on_the_machine_nothing_of_it_is_planned() {
+        let changes = text(&plan(&Have { ipv6: Ipv6::Absent, ..have() }, &want()));
+        assert!(!changes.contains("v6") && !changes.contains("::"), "{changes}");
+    }
+
+    #[test]
+    fn a_device_born_without_ipv6_gets_it_before_its_addresses() {
+        let changes = plan(&Have { ipv6: Ipv6::OffOnDevice, ..have() }, &want());
+        assert_eq!(changes[0], Change::Ipv6On { device: "ztun0".into() });
+    }
+
+    #[test]
+    fn no_route_leaves_only_the_device_to_set_up() {
+        let changes = text(&plan(&have(), &Want { routes: Vec::new(), ..want() }));
+        let golden = "\
+mtu set 1500 was 1400 dev ztun0
+address add 198.18.0.1/16 dev ztun0
+address add fd7a:7a74:756e::1/64 dev ztun0
+link up dev ztun0
+";
+        assert_eq!(changes, golden);
+    }
+
+    #[test]
+    fn some_networks_only_and_the_devices_own() {
+        let routes = vec!["10.9.8.7/8".parse().unwrap(), "10.0.0.0/8".parse().unwrap()];
+        let changes = text(&plan(&have(), &Want { routes, ..want() }));
+        let routes: Vec<&str> = changes.lines().filter(|line| line.starts_with("route")).collect();
+        assert_eq!(
+            routes,
+            ["route add 10.0.0.0/8 dev ztun0 table 31348", "route add 198.18.0.0/16 dev ztun0 table 31348"]
+        );
+        assert!(!changes.contains("rule add v6"), "{changes}");
+    }
+
+    #[test]
+    fn a_captured_family_always_has_an_address_on_the_device() {
+        let addresses = vec!["10.0.0.1/24".parse().unwrap()];
+        let changes = text(&plan(&have(), &Want { addresses, ..want() }));
+        assert!(changes.contains("address add 10.0.0.1/24 dev ztun0 noprefixroute\n"), "{changes}");
+        assert!(changes.contains("address add fd7a:7a74:756e::1/64 dev ztun0"), "{changes}");
+        assert!(!changes.contains("198.18.0.1"), "{changes}");
+    }
+
+    #[test]
+    fn what_is_there_already_is_not_changed_and_so_not_undone() {
+        let have = Have { mtu: 1500, up: true, addresses: want().addresses, ..have() };
+        let changes = text(&plan(&have, &want()));
+        assert!(!changes.contains("mtu") && !changes.contains("address") && !changes.contains("link"));
+    }
+
+    #[test]
+    fn capturing_starts_last_and_marked_packets_are_safe_before() {
+        let changes = plan(&have(), &want());
+        for family in [Family::V4, Family::V6] {
+            let rules: Vec<&Rule> = changes
+                .iter()
+                .filter_map(|change| if let Change::RuleAdd(rule) = change { Some(rule) } else { None })
+                .filter(|rule| rule.family == family)
+                .collect();
+            assert!(rules.is_sorted_by_key(|rule| rule.preference));
+            assert_eq!(rules.last().unwrap().action, Action::Lookup(TABLE));
+            assert!(rules.iter().all(|rule| (FIRST_PREFERENCE..=LAST_PREFERENCE).contains(&rule.preference)));
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Systems whose routes are not managed yet: type-checks, changes nothing.
+
+use super::HostError;
+use crate::config::HostPlanConfig;
+use core::fmt;
+use core::net::{IpAddr, SocketAddr};
+use std::io;
+
+fn unsupported<T>(what: &str) -> Result<T, HostError> {
+    Err(HostError {
+        what: what.into(),
+        source: io::ErrorKind::Unsupported.into(),
+        remedy: "routes are managed on Linux only; set them yourself and use --no-route".into(),
+    })
+}
+
+/// What a run changed, which is nothing.
+#[derive(Debug)]
+pub enum Applied {}
+
+impl Applied {
+    /// Undoes it.
+    pub fn down(&mut self) -> Report {
+        match *self {}
+    }
+}
+
+/// What was undone, which is nothing.
+#[derive(Debug, Default)]
+pub struct Report;
+
+impl Report {
+    /// Whether nothing failed.
+    pub fn is_ok(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nothing to undo")
+    }
+}
+
+/// The owner of a proxy's listening socket, which cannot be found here.
+#[derive(Debug)]
+pub enum LocalProxy {}
+
+impl LocalProxy {
+    /// Finds nobody.
+    pub fn find(_listen: SocketAddr) -> io::Result<Option<LocalProxy>> {
+        Ok(None)
+    }
+}
+
+/// Fails: this system is not supported.
+pub fn up(
+    _config: &HostPlanConfig,
+    device: &str,
+    _proxies: &[IpAddr],
+    _local_proxy: Option<&LocalProxy>,
+) -> Result<Applied, HostError> {
+    unsupported(&format!("cannot set up routes into {device}"))
+}
+
+/// Fails: this system is not supported.
+pub fn restore(device: &str) -> Result<Report, HostError> {
+    unsupported(&format!("cannot restore what a run on {device} left"))
+}
+
+/// Fails: this system is not supported.
+pub fn dry_run(
+    _config: &HostPlanConfig,
+    device: &str,
+    _proxies: &[IpAddr],
+    _local_proxy: Option<&LocalProxy>,
+) -> Result<String, HostError> {
+    unsupported(&format!("cannot plan routes into {device}"))
+}

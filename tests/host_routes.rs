@@ -1,0 +1,364 @@
+//! Routes, rules and addresses, made and undone in network namespaces of the tests' own.
+//!
+//! Each test runs on a thread that has left for a new network namespace: what the thread and its children see is that namespace's. Without
+//! root the tests fail and say so; `ZTUN_SKIP_NETNS=1` skips them, in words.
+
+#![cfg(all(feature = "os", target_os = "linux"))]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "each test has a thread, and with it a namespace, of its own")]
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, UdpSocket};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use ztun::config::HostPlanConfig;
+use ztun::host::{self, RunDir};
+use ztun::tun::Tun;
+
+const TUN: &str = "host-tun0";
+
+/// Runs a test in a new network namespace with a machine's usual set-up: an egress link with addresses and default routes.
+fn in_namespace(test: impl FnOnce(&RunDir) + Send) {
+    if std::env::var_os("ZTUN_SKIP_NETNS").is_some_and(|value| value == "1") {
+        eprintln!("skipped: ZTUN_SKIP_NETNS=1");
+        return;
+    }
+    // One at a time: a child that another test forks would hold this test's device until it executes its program.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = RunDir::at(dir.path().join("run"));
+    let body = || {
+        // SAFETY: unshare touches no memory; the thread alone changes its namespace.
+        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        let why = std::io::Error::last_os_error();
+        assert_eq!(result, 0, "no network namespace: {why}; run as root, or set ZTUN_SKIP_NETNS=1 to skip");
+        for line in [
+            "link set lo up",
+            "link add host-eth0 type veth peer name host-eth1",
+            "link set host-eth1 addrgenmode none",
+            "link set host-eth0 addrgenmode none",
+            "link set host-eth1 up",
+            "link set host-eth0 up",
+            "addr add 192.0.2.5/24 dev host-eth0",
+            "addr add 2001:db8::5/64 dev host-eth0 nodad",
+            "route add default via 192.0.2.1",
+            "route add default via 2001:db8::1",
+            "rule add pref 5999 fwmark 0x77 lookup 99",
+        ] {
+            ip(line);
+        }
+        test(&RunDir::at(dir.path().join("run")));
+    };
+    thread::scope(|scope| scope.spawn(body).join().unwrap());
+    assert!(!dir.path().join("run").exists(), "files are left in {run_dir:?}");
+}
+
+fn ip(line: &str) -> String {
+    let output = Command::new("ip").args(line.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Everything that a run could leave changed, as iproute2 prints it.
+fn machine() -> String {
+    ["rule", "-6 rule", "route show table all", "-6 route show table all", "addr", "link"]
+        .map(|line| format!("== {line}\n{}", ip(line)))
+        .concat()
+}
+
+fn config() -> HostPlanConfig {
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    HostPlanConfig {
+        tun: TUN.into(),
+        tun_fd: None,
+        addresses: nets(&["198.18.0.1/16", "fd7a:7a74:756e::1/64"]),
+        mtu: 1400,
+        routes: nets(&["0.0.0.0/0", "::/0"]),
+        bypass: nets(&["198.51.100.0/24"]),
+        no_route: false,
+        interface: None,
+        mark: 0x7a74,
+        local_proxy: true,
+    }
+}
+
+fn proxies() -> [IpAddr; 2] {
+    ["203.0.113.9".parse().unwrap(), "127.0.0.1".parse().unwrap()]
+}
+
+fn route_device(line: &str) -> String {
+    let answer = ip(&format!("route get {line}"));
+    let mut words = answer.split_whitespace().skip_while(|&word| word != "dev");
+    words.nth(1).unwrap().to_owned()
+}
+
+/// conformance 6; F18
+#[test]
+fn everything_is_as_before_when_a_run_ends() {
+    in_namespace(|dir| {
+        let before = machine();
+        let tun = Tun::open(TUN, 1400).unwrap();
+        let with_device = machine();
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        assert_ne!(machine(), with_device);
+        let report = applied.down();
+        assert!(report.is_ok() && report.undone() > 10, "{report}");
+        assert!(applied.down().steps.is_empty());
+        // The kernel gives a device that has been up a few multicast routes and a new random link-local address: compared without the device.
+        drop((applied, tun));
+        assert_eq!(machine(), before);
+    });
+}
+
+#[test]
+fn packets_are_captured_and_what_must_stay_outside_does() {
+    in_namespace(|dir| {
+        let _tun = Tun::open(TUN, 1400).unwrap();
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        for captured in ["8.8.8.8", "192.0.2.77", "2606:4700::1111", "198.18.3.4"] {
+            assert_eq!(route_device(captured), TUN, "{captured}");
+        }
+        for outside in [
+            "8.8.8.8 mark 0x7a74",
+            "2606:4700::1111 mark 0x7a74",
+            "8.8.8.8 from 192.0.2.5",
+            "2606:4700::1111 from 2001:db8::5",
+            "203.0.113.9",
+            "198.51.100.7",
+            "224.0.0.251",
+        ] {
+            assert_eq!(route_device(outside), "host-eth0", "{outside}");
+        }
+        let source = UdpSocket::bind("0.0.0.0:0").unwrap();
+        source.connect("8.8.8.8:53").unwrap();
+        assert_eq!(source.local_addr().unwrap().ip(), "198.18.0.1".parse::<IpAddr>().unwrap());
+        let source = UdpSocket::bind("[::]:0").unwrap();
+        source.connect("[2606:4700::1111]:53").unwrap();
+        assert_eq!(source.local_addr().unwrap().ip(), "fd7a:7a74:756e::1".parse::<IpAddr>().unwrap());
+        applied.down();
+    });
+}
+
+/// F21
+#[test]
+fn a_marked_packet_without_a_route_never_falls_into_the_tunnel() {
+    in_namespace(|dir| {
+        let _tun = Tun::open(TUN, 1400).unwrap();
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        for family in ["", "-6 "] {
+            ip(&format!("{family}route del default"));
+        }
+        for line in ["8.8.8.8 mark 0x7a74", "2606:4700::1111 mark 0x7a74", "198.18.3.4 mark 0x7a74"] {
+            let output = Command::new("ip").args(["route", "get"]).args(line.split(' ')).output().unwrap();
+            assert!(!output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stdout));
+        }
+        assert_eq!(route_device("8.8.8.8"), TUN);
+        applied.down();
+    });
+}
+
+#[test]
+fn a_machine_without_ipv6_is_left_without_it() {
+    in_namespace(|dir| {
+        std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        let before = machine();
+        let tun = Tun::open(TUN, 1400).unwrap();
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        assert!(applied.changes().iter().all(|change| !change.to_string().contains("::")));
+        assert!(applied.down().is_ok());
+        drop((applied, tun));
+        assert_eq!(machine(), before);
+    });
+}
+
+#[test]
+fn a_new_device_gets_ipv6_where_only_the_default_for_new_ones_is_off() {
+    in_namespace(|dir| {
+        std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
+        let before = machine();
+        let tun = Tun::open(TUN, 1400).unwrap();
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        assert_eq!(route_device("2606:4700::1111"), TUN);
+        assert!(applied.down().is_ok());
+        drop((applied, tun));
+        assert_eq!(machine(), before);
+    });
+}
+
+#[test]
+fn a_hundred_runs_in_a_row_leave_nothing() {
+    in_namespace(|dir| {
+        let before = machine();
+        for _ in 0..100 {
+            let _tun = Tun::open(TUN, 1400).unwrap();
+            let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+            let report = applied.down();
+            assert!(report.is_ok(), "{report}");
+        }
+        assert_eq!(machine(), before);
+    });
+}
+
+#[test]
+fn a_change_that_is_refused_rolls_the_others_back() {
+    in_namespace(|dir| {
+        let tun = Tun::open(TUN, 1400).unwrap();
+        ip(&format!("link set {TUN} up"));
+        ip("route add default dev host-eth0 table 31348");
+        ip(&format!("link set {TUN} mtu 1300"));
+        let before = machine();
+        let error = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap_err();
+        assert!(error.to_string().contains("31348"), "{error}");
+        assert_eq!(machine(), before);
+        drop(tun);
+    });
+}
+
+/// L1; F22
+#[test]
+fn a_second_run_is_refused_with_the_first_ones_process_id() {
+    in_namespace(|dir| {
+        let _tun = Tun::open(TUN, 1400).unwrap();
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        let during = machine();
+        let own = std::process::id().to_string();
+        let same_device = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap_err();
+        assert!(same_device.what.contains(&own) && same_device.what.contains(TUN), "{same_device}");
+        let same_routes = host::up_in(dir, &config(), "host-tun1", &proxies(), None).unwrap_err();
+        assert!(same_routes.what.contains(&own) && same_routes.what.contains("routes"), "{same_routes}");
+        let alive = host::restore_in(dir, TUN).unwrap_err();
+        assert!(alive.what.contains(&own), "{alive}");
+        assert_eq!(machine(), during);
+        applied.down();
+    });
+}
+
+/// F20
+#[test]
+fn changes_of_others_while_a_run_lasts_are_kept() {
+    in_namespace(|dir| {
+        let tun = Tun::open(TUN, 1400).unwrap();
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        ip("route replace default via 192.0.2.2");
+        ip("-6 route replace default via 2001:db8::2");
+        assert_eq!(route_device("8.8.8.8 mark 0x7a74"), "host-eth0");
+        assert_eq!(route_device("2606:4700::1111 mark 0x7a74"), "host-eth0");
+        ip("addr add 192.0.2.6/24 dev host-eth0");
+        ip("rule add pref 5210 lookup 31348");
+        ip("rule add pref 5250 lookup 99");
+        assert!(applied.down().is_ok());
+        drop((applied, tun));
+        assert!(ip("route").contains("default via 192.0.2.2 dev host-eth0"), "{}", machine());
+        assert!(ip("-6 route").contains("default via 2001:db8::2 dev host-eth0"), "{}", machine());
+        let rules = ip("rule");
+        assert!(rules.contains("5250:\tfrom all lookup 99") && rules.contains("5210:"), "{rules}");
+    });
+}
+
+/// A run that is killed: this test binary once more, as [`killed_run`].
+fn start_killed_run(dir: &RunDir) -> std::process::Child {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "killed_run", "--ignored", "--nocapture", "--test-threads=1"])
+        .env("ZTUN_TEST_RUN_DIR", format!("{}", dir.path().display()))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn();
+    child.unwrap()
+}
+
+/// The child of the kill -9 tests: makes the changes, says so, and waits for its end.
+#[test]
+#[ignore = "a part of the kill -9 tests, which start it as a process of its own"]
+fn killed_run() {
+    let dir = std::env::var_os("ZTUN_TEST_RUN_DIR").expect("started by the kill -9 tests only");
+    let _tun = Tun::open(TUN, 1400).unwrap();
+    let _applied = host::up_in(&RunDir::at(dir.into()), &config(), TUN, &proxies(), None).unwrap();
+    println!("up");
+    std::io::stdout().flush().unwrap();
+    // Ends with the process: nobody sends to this socket.
+    let silence = UdpSocket::bind("127.0.0.1:0").unwrap();
+    silence.recv(&mut [0; 1]).unwrap();
+}
+
+fn kill_when_up(dir: &RunDir) {
+    let mut child = start_killed_run(dir);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("up")), "the run did not come up");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// L-14; F19
+#[test]
+fn after_kill_9_restore_leaves_the_machine_as_before() {
+    in_namespace(|dir| {
+        let before = machine();
+        kill_when_up(dir);
+        assert_ne!(machine(), before);
+        assert_eq!(route_device("8.8.8.8"), "host-eth0");
+        let report = host::restore_in(dir, TUN).unwrap();
+        assert!(report.is_ok() && report.undone() > 10, "{report}");
+        assert_eq!(machine(), before);
+        let again = host::restore_in(dir, TUN).unwrap();
+        assert_eq!(again.to_string(), "nothing was left behind");
+    });
+}
+
+/// L-14; F19
+#[test]
+fn after_kill_9_the_next_run_heals_and_ends_clean() {
+    in_namespace(|dir| {
+        let before = machine();
+        kill_when_up(dir);
+        let tun = Tun::open(TUN, 1400).unwrap();
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        assert_eq!(route_device("8.8.8.8"), TUN);
+        assert!(applied.down().is_ok());
+        drop((applied, tun));
+        assert_eq!(machine(), before);
+    });
+}
+
+/// F19
+#[test]
+fn restore_needs_no_journal_and_survives_a_spoilt_one() {
+    in_namespace(|dir| {
+        let before = machine();
+        for spoilt in [false, true] {
+            kill_when_up(dir);
+            let journal = std::fs::read_dir(dir.path())
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .find(|path| path.extension().is_some_and(|extension| extension == "journal"))
+                .unwrap();
+            if spoilt {
+                std::fs::write(journal, b"rule del v4 pref \xff\n\0\0\0\n").unwrap();
+            } else {
+                std::fs::remove_file(journal).unwrap();
+            }
+            let report = host::restore_in(dir, TUN).unwrap();
+            assert!(report.is_ok(), "{report}");
+            assert_eq!(report.unreadable, if spoilt { 2 } else { 0 });
+            assert_eq!(machine(), before);
+        }
+    });
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_do_and_does_nothing() {
+    in_namespace(|dir| {
+        let before = machine();
+        let text = host::dry_run(&config(), TUN, &proxies(), None).unwrap();
+        assert!(
+            text.contains("rule add v4 pref 5210 all lookup 31348\n    undo: rule del v4 pref 5210"),
+            "{text}"
+        );
+        assert!(text.contains("from 192.0.2.5/32"), "{text}");
+        assert_eq!(machine(), before);
+        let _unused = dir;
+    });
+}
