@@ -22,8 +22,8 @@ pub mod engine;
 #[cfg(feature = "os")]
 pub mod driver;
 #[cfg(feature = "os")]
-pub mod proxy;
-#[cfg(feature = "os")]
 pub mod host;
+#[cfg(feature = "os")]
+pub mod proxy;
 #[cfg(feature = "os")]
 pub mod tun;

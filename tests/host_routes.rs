@@ -100,7 +100,7 @@ fn route_device(line: &str) -> String {
 fn everything_is_as_before_when_a_run_ends() {
     in_namespace(|dir| {
         let before = machine();
-        let tun = Tun::open(TUN, 1400).unwrap();
+        let tun = Tun::open(TUN, 1400, false).unwrap();
         let with_device = machine();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         assert_ne!(machine(), with_device);
@@ -116,7 +116,7 @@ fn everything_is_as_before_when_a_run_ends() {
 #[test]
 fn packets_are_captured_and_what_must_stay_outside_does() {
     in_namespace(|dir| {
-        let _tun = Tun::open(TUN, 1400).unwrap();
+        let _tun = Tun::open(TUN, 1400, false).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         for captured in ["8.8.8.8", "192.0.2.77", "2606:4700::1111", "198.18.3.4"] {
             assert_eq!(route_device(captured), TUN, "{captured}");
@@ -146,7 +146,7 @@ fn packets_are_captured_and_what_must_stay_outside_does() {
 #[test]
 fn a_marked_packet_without_a_route_never_falls_into_the_tunnel() {
     in_namespace(|dir| {
-        let _tun = Tun::open(TUN, 1400).unwrap();
+        let _tun = Tun::open(TUN, 1400, false).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         for family in ["", "-6 "] {
             ip(&format!("{family}route del default"));
@@ -166,7 +166,7 @@ fn a_machine_without_ipv6_is_left_without_it() {
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
         let before = machine();
-        let tun = Tun::open(TUN, 1400).unwrap();
+        let tun = Tun::open(TUN, 1400, false).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         assert!(applied.changes().iter().all(|change| !change.to_string().contains("::")));
         assert!(applied.down().is_ok());
@@ -180,7 +180,7 @@ fn a_new_device_gets_ipv6_where_only_the_default_for_new_ones_is_off() {
     in_namespace(|dir| {
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
         let before = machine();
-        let tun = Tun::open(TUN, 1400).unwrap();
+        let tun = Tun::open(TUN, 1400, false).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         assert_eq!(route_device("2606:4700::1111"), TUN);
         assert!(applied.down().is_ok());
@@ -194,7 +194,7 @@ fn a_hundred_runs_in_a_row_leave_nothing() {
     in_namespace(|dir| {
         let before = machine();
         for _ in 0..100 {
-            let _tun = Tun::open(TUN, 1400).unwrap();
+            let _tun = Tun::open(TUN, 1400, false).unwrap();
             let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
             let report = applied.down();
             assert!(report.is_ok(), "{report}");
@@ -206,7 +206,7 @@ fn a_hundred_runs_in_a_row_leave_nothing() {
 #[test]
 fn a_change_that_is_refused_rolls_the_others_back() {
     in_namespace(|dir| {
-        let tun = Tun::open(TUN, 1400).unwrap();
+        let tun = Tun::open(TUN, 1400, false).unwrap();
         ip(&format!("link set {TUN} up"));
         ip("route add default dev host-eth0 table 31348");
         ip(&format!("link set {TUN} mtu 1300"));
@@ -222,7 +222,7 @@ fn a_change_that_is_refused_rolls_the_others_back() {
 #[test]
 fn a_second_run_is_refused_with_the_first_ones_process_id() {
     in_namespace(|dir| {
-        let _tun = Tun::open(TUN, 1400).unwrap();
+        let _tun = Tun::open(TUN, 1400, false).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         let during = machine();
         let own = std::process::id().to_string();
@@ -241,7 +241,7 @@ fn a_second_run_is_refused_with_the_first_ones_process_id() {
 #[test]
 fn changes_of_others_while_a_run_lasts_are_kept() {
     in_namespace(|dir| {
-        let tun = Tun::open(TUN, 1400).unwrap();
+        let tun = Tun::open(TUN, 1400, false).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         ip("route replace default via 192.0.2.2");
         ip("-6 route replace default via 2001:db8::2");
@@ -275,7 +275,7 @@ fn start_killed_run(dir: &RunDir) -> std::process::Child {
 #[ignore = "a part of the kill -9 tests, which start it as a process of its own"]
 fn killed_run() {
     let dir = std::env::var_os("ZTUN_TEST_RUN_DIR").expect("started by the kill -9 tests only");
-    let _tun = Tun::open(TUN, 1400).unwrap();
+    let _tun = Tun::open(TUN, 1400, false).unwrap();
     let _applied = host::up_in(&RunDir::at(dir.into()), &config(), TUN, &proxies(), None).unwrap();
     println!("up");
     std::io::stdout().flush().unwrap();
@@ -314,7 +314,7 @@ fn after_kill_9_the_next_run_heals_and_ends_clean() {
     in_namespace(|dir| {
         let before = machine();
         kill_when_up(dir);
-        let tun = Tun::open(TUN, 1400).unwrap();
+        let tun = Tun::open(TUN, 1400, false).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         assert_eq!(route_device("8.8.8.8"), TUN);
         assert!(applied.down().is_ok());

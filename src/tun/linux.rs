@@ -77,8 +77,9 @@ impl Tun {
             .open(CLONE_DEVICE)
             .map_err(open_error)?;
         let mut request = Request::named(name).map_err(|source| interface_error(name, source))?;
-        request.flags =
-            (libc::IFF_TUN | libc::IFF_NO_PI | flags).try_into().expect("the flags of a TUN device fit their field");
+        request.flags = (libc::IFF_TUN | libc::IFF_NO_PI | flags)
+            .try_into()
+            .expect("the flags of a TUN device fit their field");
         // SAFETY: the descriptor is open, and TUNSETIFF reads and writes one `ifreq`, whose size and layout `Request` has.
         let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
         if result < 0 {
