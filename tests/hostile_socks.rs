@@ -1,7 +1,8 @@
 //! Every item of the hostile SOCKS5 server list (conformance.md section 4, fault F10): only the flow in question
 //! fails, promptly, and for the right reason.
 //!
-//! First the client's state machine over real connections.
+//! First the client's state machine over real connections, then the shipped program: `ztun exec` with one hostile
+//! server behind it and an app inside, which is this test program again.
 
 #![cfg(all(feature = "os", unix))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -10,8 +11,9 @@
 mod hostile;
 
 use hostile::{HostileServer, Message, RelayFault, Script, early_data};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead as _, BufReader, Lines, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::process::{Child, ChildStdin, ChildStdout, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 use ztun::config::Credentials;
 use ztun::outbound::socks5::associate::{self, Rejected, Rejections};
@@ -240,4 +242,254 @@ fn a_hostile_server_does_not_touch_the_dialogue_with_a_healthy_one() {
     assert!(start.elapsed() < PROMPT);
     assert_eq!(healthy.served(), 1);
     drop(stuck);
+}
+
+/// `ztun exec` with an app inside that does as it is told, line by line.
+struct Routed {
+    ztun: Child,
+    orders: ChildStdin,
+    reports: Lines<BufReader<ChildStdout>>,
+}
+
+/// The connect time-out that ztun is given.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const APP: &str = "ZTUN_TEST_HOSTILE_APP";
+
+impl Routed {
+    /// `None` when the machine's owner asked to skip what needs namespaces.
+    fn start(proxy: SocketAddr, pool: usize) -> Option<Routed> {
+        if std::env::var_os("ZTUN_SKIP_NETNS").is_some_and(|value| value == "1") {
+            writeln!(io::stderr(), "skipped: ZTUN_SKIP_NETNS=1").unwrap();
+            return None;
+        }
+        let mut ztun = Process::new(env!("CARGO_BIN_EXE_ztun"))
+            .args(["exec", "--connect-timeout", "1s", "--pool", &pool.to_string()])
+            .args(["--socks5", &format!("alice:secret@{proxy}"), "--"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture", "be_an_app"])
+            .env(APP, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let orders = ztun.stdin.take().unwrap();
+        let reports = BufReader::new(ztun.stdout.take().unwrap()).lines();
+        let mut routed = Routed { ztun, orders, reports };
+        assert_eq!(
+            routed.report(),
+            "here",
+            "ztun exec needs root or user namespaces; ZTUN_SKIP_NETNS=1 skips this test"
+        );
+        Some(routed)
+    }
+
+    fn report(&mut self) -> String {
+        loop {
+            match self.reports.next() {
+                // What is not a report is the test harness of the app.
+                Some(line) => {
+                    if let Some((_, report)) = line.unwrap().split_once("> ") {
+                        return report.to_owned();
+                    }
+                }
+                None => return "the app is gone".to_owned(),
+            }
+        }
+    }
+
+    fn order(&mut self, order: &str) -> (String, Duration) {
+        let start = Instant::now();
+        writeln!(self.orders, "{order}").unwrap();
+        (self.report(), start.elapsed())
+    }
+
+    /// Resident octets and CPU ticks of the program and what it forked, the app left out.
+    fn usage(&self) -> (usize, u64) {
+        let mut usage = (0, 0);
+        for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+            let Some((head, tail)) = stat.rsplit_once(") ") else { continue };
+            let fields: Vec<&str> = tail.split_ascii_whitespace().collect();
+            let (pid, name) = head.split_once(" (").unwrap();
+            let own = [pid, fields[1]].contains(&self.ztun.id().to_string().as_str());
+            if own && name == "ztun" {
+                usage.0 += fields[21].parse::<usize>().unwrap() * 4_096;
+                usage.1 += fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+            }
+        }
+        usage
+    }
+
+    /// The app ends, and ztun with it.
+    fn finish(mut self) {
+        drop(self.orders);
+        assert!(self.ztun.wait().unwrap().success(), "ztun exec ends as its command does");
+    }
+}
+
+#[test]
+#[ignore = "not a test: the app of Routed"]
+fn be_an_app() {
+    assert!(std::env::var_os(APP).is_some(), "only Routed starts this");
+    let report = |text: &str| {
+        let mut stdout = io::stdout();
+        writeln!(stdout, "> {text}").unwrap();
+        stdout.flush().unwrap();
+    };
+    report("here");
+    for order in io::stdin().lines() {
+        let order = order.unwrap();
+        let done = match order.split_once(' ') {
+            Some(("tcp", early)) => tcp_app(early.parse().unwrap()),
+            Some(("udp", exchanges)) => Ok(udp_app(exchanges.parse().unwrap())),
+            _ => panic!("no such order: {order}"),
+        };
+        report(&done.unwrap_or_else(|error| format!("failed: {:?}", error.kind())));
+    }
+}
+
+/// Connects, reads `early` octets of data that come unasked, and has four octets echoed.
+fn tcp_app(early: usize) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&target().into(), Duration::from_secs(20))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut data = vec![0; early];
+    stream.read_exact(&mut data)?;
+    if data != early_data(early) {
+        return Ok("the early data is wrong".into());
+    }
+    stream.write_all(b"ping")?;
+    let mut echo = [0; 4];
+    stream.read_exact(&mut echo)?;
+    Ok(if &echo == b"ping" { "echoed".into() } else { format!("echoed {echo:?}") })
+}
+
+/// Has datagrams echoed, each tried a few times as DNS clients do; tells how many were, and what else came.
+fn udp_app(exchanges: u8) -> String {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let target = SocketAddr::from(target());
+    let (mut good, mut foreign, mut wrong) = (0, 0, 0);
+    let mut buffer = vec![0; 65_536];
+    'exchange: for number in 0..exchanges {
+        for _ in 0..4 {
+            socket.send_to(&[b'd', number], target).unwrap();
+            while let Ok((octets, from)) = socket.recv_from(&mut buffer) {
+                match &buffer[..octets] {
+                    _ if from != target => foreign += 1,
+                    [b'd', echoed] if *echoed == number => {
+                        good += 1;
+                        continue 'exchange;
+                    }
+                    // Of a try before.
+                    [b'd', echoed] if *echoed < number => {}
+                    _ => wrong += 1,
+                }
+            }
+        }
+        break;
+    }
+    format!("good {good} foreign {foreign} wrong {wrong}")
+}
+
+/// How the app must see a script, and how soon.
+fn seen_by_app(script: Script) -> (&'static [&'static str], Duration) {
+    let late = CONNECT_TIMEOUT + PROMPT;
+    match expected(script) {
+        Outcome::Granted(..) => (&["echoed"], PROMPT),
+        Outcome::TimedOut => (&["failed: HostUnreachable", "failed: ConnectionRefused"], late),
+        Outcome::Failed(Failure::Refused(Reply::NetworkUnreachable)) => {
+            (&["failed: NetworkUnreachable"], PROMPT)
+        }
+        Outcome::Failed(Failure::Refused(Reply::NotAllowed | Reply::HostUnreachable | Reply::TtlExpired)) => {
+            (&["failed: HostUnreachable"], PROMPT)
+        }
+        Outcome::Failed(_) => (&["failed: ConnectionRefused"], PROMPT),
+        Outcome::Closed => (&["failed: ConnectionRefused", "failed: HostUnreachable"], PROMPT),
+    }
+}
+
+/// F10: through the shipped program, every script fails its own flow only, and leaves nothing behind.
+#[test]
+fn the_program_survives_every_tcp_script() {
+    let server = HostileServer::start(Script::Healthy);
+    let Some(mut routed) = Routed::start(server.addr(), 0) else { return };
+    let scripts = Script::tcp(Duration::from_millis(5), Duration::from_millis(200));
+    let mut settled = 0;
+    for round in 0..3 {
+        for &script in scripts.iter().chain([&Script::Late(Duration::from_secs(60))]) {
+            let slow = matches!(script, Script::SilentAfter(_) | Script::Late(_));
+            if slow && round > 0 {
+                continue;
+            }
+            server.set_script(script);
+            let early = if let Script::EarlyData(len) = script { len } else { 0 };
+            let (seen, took) = routed.order(&format!("tcp {early}"));
+            let (wanted, limit) = seen_by_app(script);
+            assert!(wanted.contains(&seen.as_str()), "{script:?}: {seen}");
+            assert!(took < limit, "{script:?} took {took:?}");
+            server.set_script(Script::Healthy);
+            let (seen, took) = routed.order("tcp 0");
+            assert_eq!(seen, "echoed", "after {script:?}");
+            assert!(took < PROMPT, "after {script:?}: {took:?}");
+        }
+        if round == 0 {
+            settled = routed.usage().0;
+        }
+    }
+    let (resident, before) = routed.usage();
+    assert!(settled > 0 && resident < settled + (4 << 20), "{settled} octets resident, then {resident}");
+    std::thread::sleep(Duration::from_secs(1)); // The span over which it is measured.
+    let spent = routed.usage().1 - before;
+    assert!(spent < 20, "{spent} ticks of 10 ms in a second with nothing to do");
+    routed.finish();
+}
+
+/// `--pool` never adds a failure, whatever happened to the connections that were kept.
+#[test]
+fn the_program_replaces_pooled_connections_that_went_bad() {
+    let server = HostileServer::start(Script::Healthy);
+    let Some(mut routed) = Routed::start(server.addr(), 4) else { return };
+    for script in [Script::CloseAfter(2), Script::ResetAfter(2), Script::Version(4), Script::Method(0xff)] {
+        for _ in 0..6 {
+            server.set_script(script);
+            routed.order("tcp 0");
+            server.set_script(Script::Healthy);
+            let (seen, took) = routed.order("tcp 0");
+            assert_eq!(seen, "echoed", "after {script:?}");
+            assert!(took < PROMPT, "after {script:?}: {took:?}");
+        }
+    }
+    routed.finish();
+}
+
+/// F10, Z5: a relay's faults cost the datagram in question, and an association that ends is made anew.
+#[test]
+fn the_program_survives_every_relay_fault() {
+    let server = HostileServer::start(Script::Healthy);
+    let Some(mut routed) = Routed::start(server.addr(), 0) else { return };
+    // An address out in the world is left out: datagrams to it would leave this machine.
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    for fault in Script::udp(local) {
+        server.set_script(Script::Relay(fault));
+        let (seen, _) = routed.order("udp 3");
+        match fault {
+            RelayFault::PortZero => assert_eq!(seen, "good 0 foreign 0 wrong 0", "{fault:?}"),
+            // Its length and its source are the relay's to say.
+            RelayFault::Largest | RelayFault::OtherRemote => {
+                assert!(seen.starts_with("good 3"), "{fault:?}: {seen}")
+            }
+            RelayFault::None
+            | RelayFault::Frag(_)
+            | RelayFault::Reserved
+            | RelayFault::DomainSource
+            | RelayFault::Short
+            | RelayFault::ForeignPort
+            | RelayFault::ForeignAddress
+            | RelayFault::Bound(_)
+            | RelayFault::ControlClosed => assert_eq!(seen, "good 3 foreign 0 wrong 0", "{fault:?}"),
+        }
+        server.set_script(Script::Healthy);
+        assert_eq!(routed.order("udp 1").0, "good 1 foreign 0 wrong 0", "after {fault:?}");
+    }
+    routed.finish();
 }

@@ -2,7 +2,7 @@
 //!
 //! It dials nobody. What it grants it plays itself: a granted CONNECT is an echo, a granted UDP ASSOCIATE a
 //! relay whose every target echoes. A [`HostileServer`] serves any number of clients by its script until it
-//! is dropped, which closes them all.
+//! is dropped, which closes them all; [`HostileServer::set_script`] changes what clients find that come later.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "a server of blocking sockets needs threads and a clock")]
@@ -166,8 +166,8 @@ impl Script {
 }
 
 /// What server and clients have in common.
-#[derive(Default)]
 struct State {
+    script: Mutex<Script>,
     ending: AtomicBool,
     served: AtomicUsize,
     open: Mutex<Vec<TcpStream>>,
@@ -184,15 +184,16 @@ impl HostileServer {
     /// Starts one on a free port of 127.0.0.1.
     pub(crate) fn start(script: Script) -> HostileServer {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        if script == Script::SlowReader {
-            // Inherited by what is accepted; the kernel makes it its minimum.
-            socket.set_recv_buffer_size(1).unwrap();
-        }
         socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
         socket.listen(256).unwrap();
         let listener = TcpListener::from(socket);
         let addr = listener.local_addr().unwrap();
-        let state = Arc::new(State::default());
+        let state = Arc::new(State {
+            script: Mutex::new(script),
+            ending: AtomicBool::new(false),
+            served: AtomicUsize::new(0),
+            open: Mutex::new(Vec::new()),
+        });
         let shared = Arc::clone(&state);
         let thread = thread::spawn(move || {
             let mut clients = Vec::new();
@@ -202,7 +203,7 @@ impl HostileServer {
                 }
                 shared.served.fetch_add(1, Ordering::SeqCst);
                 shared.open.lock().unwrap().push(stream.try_clone().unwrap());
-                let shared = Arc::clone(&shared);
+                let (shared, script) = (Arc::clone(&shared), *shared.script.lock().unwrap());
                 clients.push(thread::spawn(move || {
                     // A client that leaves in the middle is an error here and no concern of a test.
                     if let Err(error) = serve(stream, script, &shared) {
@@ -213,6 +214,11 @@ impl HostileServer {
             clients.into_iter().for_each(|client| client.join().unwrap());
         });
         HostileServer { addr, state, thread: Some(thread) }
+    }
+
+    /// What the clients that come from here on find.
+    pub(crate) fn set_script(&self, script: Script) {
+        *self.state.script.lock().unwrap() = script;
     }
 
     /// Where it listens.
@@ -319,6 +325,10 @@ impl Drop for Voice<'_> {
 
 fn serve(stream: TcpStream, script: Script, state: &State) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    if script == Script::SlowReader {
+        // The kernel makes it its minimum.
+        socket2::SockRef::from(&stream).set_recv_buffer_size(1)?;
+    }
     let mut voice = Voice { stream, script, said: 0, state };
     if script == Script::SilentAfter(Message::None) {
         return voice.outlast();
