@@ -10,7 +10,7 @@
 //! | 5200 | with our mark: ztun's own sockets | the machine's main table |
 //! | 5201 | with our mark, where main has no route | unreachable: they never fall through into the device, so there is no loop |
 //! | 5202 | that came out of the device | main: what is for a container or a forwarded client must not come back |
-//! | 5203 | from an address of the machine that is not the device's | main: answers of services and connections made before keep their path. A new connection has no source address yet when its route is looked up |
+//! | 5203 | from a proxy (in a container of this machine), or from an address of the machine that is not the device's | main: answers of services and connections made before keep their path. A new connection has no source address yet when its route is looked up |
 //! | 5204 | to a proxy, link-local and multicast networks, `--bypass` | main |
 //! | 5205 | of the local proxy's user, when that user runs nothing else | main |
 //! | 5210 | all | the table that leads into the device; what it does not cover goes on as if ztun was not there |
@@ -188,6 +188,12 @@ fn rules(have: &Have, want: &Want, family: Family) -> Vec<Rule> {
             add(FROM_OWN_ADDRESS, Selector::From(net), main);
         }
     }
+    for net in want.proxies.iter().filter(|addr| !addr.is_loopback()).map(|&addr| Cidr::host(addr)) {
+        // A proxy in a container of this machine: what it sends is forwarded, and must not come back either.
+        if Family::of(&net) == family {
+            add(FROM_OWN_ADDRESS, Selector::From(net), main);
+        }
+    }
     // A proxy on loopback is reached through the local table, which comes before all others.
     let proxies = want.proxies.iter().filter(|addr| !addr.is_loopback()).map(|&addr| Cidr::host(addr));
     for net in proxies.chain(noise(family)).chain(want.bypass.iter().map(network)) {
@@ -273,6 +279,7 @@ rule add v4 pref 5200 fwmark 0x7a74 lookup main
 rule add v4 pref 5201 fwmark 0x7a74 unreachable
 rule add v4 pref 5202 iif ztun0 lookup main
 rule add v4 pref 5203 from 192.168.1.5/32 lookup main
+rule add v4 pref 5203 from 203.0.113.9/32 lookup main
 rule add v4 pref 5204 to 203.0.113.9/32 lookup main
 rule add v4 pref 5204 to 169.254.0.0/16 lookup main
 rule add v4 pref 5204 to 224.0.0.0/4 lookup main
