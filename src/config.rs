@@ -224,6 +224,8 @@ pub struct HostPlanConfig {
     pub mark: u32,
     /// Keep a proxy on this machine out of its own tunnel (`--local-proxy`).
     pub local_proxy: bool,
+    /// Let the kernel segment and sum on the device, where it can (`--offload`).
+    pub offload: bool,
 }
 
 /// A whole run.
@@ -233,6 +235,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// The machine's part.
     pub host: HostPlanConfig,
+    /// Start only when a proxy answers (`--require-proxy`).
+    pub require_proxy: bool,
 }
 
 #[cfg(test)]

@@ -26,4 +26,6 @@ pub mod host;
 #[cfg(feature = "os")]
 pub mod proxy;
 #[cfg(feature = "os")]
+pub mod session;
+#[cfg(feature = "os")]
 pub mod tun;

@@ -184,6 +184,11 @@ impl<D: Device> Driver<D> {
         &self.engine
     }
 
+    /// Closes every socket and gives the device back, so that what leads into it can be undone before it goes.
+    pub fn into_device(self) -> D {
+        self.device
+    }
+
     /// Runs until a signal, the end of the watched process, or an error of the TUN or the poll.
     pub fn run(&mut self) -> io::Result<Exit> {
         let mut events = Events::with_capacity(1024);

@@ -36,6 +36,12 @@ impl EgressBinding {
         Ok(())
     }
 
+    /// Whether the system lets a socket be bound so.
+    pub fn check(&self) -> io::Result<()> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), Some(Protocol::UDP))?;
+        self.apply(&socket, None, Egress::Direct)
+    }
+
     /// Starts a connection. It is established, or has failed, when the socket becomes writable.
     pub fn dial(&self, to: SocketAddr, egress: Egress) -> io::Result<TcpStream> {
         let socket =

@@ -33,7 +33,11 @@ pub enum Outcome {
 }
 
 /// The kernel's index of the interface `device`.
-pub(super) fn index_of(device: &str) -> io::Result<u32> {
+///
+/// # Errors
+///
+/// ENODEV when there is none of that name.
+pub fn index_of(device: &str) -> io::Result<u32> {
     let name = CString::new(device)?;
     // SAFETY: the name is a string that ends with NUL and outlives the call.
     match unsafe { libc::if_nametoindex(name.as_ptr()) } {

@@ -30,7 +30,7 @@ mod session;
 #[cfg(target_os = "linux")]
 pub use journal::RunDir;
 #[cfg(target_os = "linux")]
-pub use linux::Outcome;
+pub use linux::{Outcome, index_of as interface_index};
 #[cfg(target_os = "linux")]
 pub use owner::LocalProxy;
 #[cfg(target_os = "linux")]
@@ -39,7 +39,7 @@ pub use session::{Applied, Report, Step, dry_run, restore, restore_in, up, up_in
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{Applied, LocalProxy, Report, dry_run, restore, up};
+pub use unsupported::{Applied, LocalProxy, Report, dry_run, interface_index, restore, up};
 
 use core::fmt;
 use std::io;

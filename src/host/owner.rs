@@ -61,7 +61,8 @@ struct Status {
 }
 
 impl LocalProxy {
-    /// Finds who serves `listen`; `None` when that is no address of this machine, or nobody listens there.
+    /// Finds who serves `listen`; `None` when that is no address of this machine. Nobody may serve it yet ([`LocalProxy::is_running`]): who does
+    /// later is found then.
     ///
     /// # Errors
     ///
@@ -72,8 +73,13 @@ impl LocalProxy {
         }
         let netlink = Netlink::sock_diag()?;
         let mut proxy = LocalProxy { listen, netlink, processes: BTreeMap::new(), last_pid: 0 };
-        let listening = proxy.search()?;
-        Ok(listening.then_some(proxy))
+        proxy.search()?;
+        Ok(Some(proxy))
+    }
+
+    /// Whether anybody serves the address whose processes can be seen.
+    pub fn is_running(&self) -> bool {
+        !self.processes.is_empty()
     }
 
     /// The proxy's processes, by their ids.
@@ -138,14 +144,14 @@ impl LocalProxy {
         }
     }
 
-    /// Finds all of the proxy's processes anew; false when nobody listens.
-    fn search(&mut self) -> io::Result<bool> {
+    /// Finds all of the proxy's processes anew.
+    fn search(&mut self) -> io::Result<()> {
         self.last_pid = last_pid()?;
         self.processes.clear();
         let names: Vec<String> =
             self.listeners()?.into_iter().map(|inode| format!("socket:[{inode}]")).collect();
         if names.is_empty() {
-            return Ok(false);
+            return Ok(());
         }
         let all = all_processes()?;
         for &(pid, _) in &all {
@@ -162,7 +168,7 @@ impl LocalProxy {
                 self.adopt(*pid, status);
             }
             if self.processes.len() == before {
-                return Ok(true);
+                return Ok(());
             }
         }
     }
@@ -180,7 +186,7 @@ impl LocalProxy {
     fn look_for_new(&mut self) -> io::Result<()> {
         self.processes.retain(|_, process| process.status().is_some());
         if self.processes.is_empty() {
-            return self.search().map(drop);
+            return self.search();
         }
         let last = last_pid()?;
         let before = core::mem::replace(&mut self.last_pid, last);
@@ -338,7 +344,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         drop(listener);
-        assert!(LocalProxy::find(addr).unwrap().is_none());
+        assert!(!LocalProxy::find(addr).unwrap().unwrap().is_running());
         assert!(LocalProxy::find("203.0.113.250:1080".parse().unwrap()).unwrap().is_none());
     }
 

@@ -2,6 +2,7 @@
 
 use super::HostError;
 use crate::config::HostPlanConfig;
+use crate::outbound::rule::Proto;
 use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 use std::io;
@@ -47,10 +48,30 @@ impl fmt::Display for Report {
 pub enum LocalProxy {}
 
 impl LocalProxy {
+    /// Nobody is.
+    pub fn is_running(&self) -> bool {
+        match *self {}
+    }
+
+    /// Nobody has one.
+    pub fn exclusive_uid(&self) -> Option<u32> {
+        match *self {}
+    }
+
+    /// Nobody owns anything.
+    pub fn owns(&mut self, _proto: Proto, _local: SocketAddr, _remote: SocketAddr) -> bool {
+        match *self {}
+    }
+
     /// Finds nobody.
     pub fn find(_listen: SocketAddr) -> io::Result<Option<LocalProxy>> {
         Ok(None)
     }
+}
+
+/// Fails: this system is not supported.
+pub fn interface_index(_name: &str) -> io::Result<u32> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Fails: this system is not supported.

@@ -22,7 +22,7 @@ use mio::{Interest, Registry, Token};
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// Where the kernel hands out devices.
@@ -116,6 +116,20 @@ impl Tun {
         set_flags(raw)
             .map_err(|source| fail(source, "the descriptor must be open for reading and writing"))?;
         Ok(Tun { file: File::from(fd), name: request.name(), mtu, vnet })
+    }
+
+    /// [`Tun::from_fd`] by number, as `--tun-fd` gives it. The descriptor is this process's from here on, and is closed at the end.
+    pub fn from_raw(raw: i32, mtu: u16) -> Result<Tun, OpenError> {
+        // SAFETY: F_GETFD takes no argument and touches no memory of ours.
+        if raw <= libc::STDERR_FILENO || unsafe { libc::fcntl(raw, libc::F_GETFD) } < 0 {
+            return Err(OpenError {
+                what: format!("cannot use descriptor {raw} as a TUN device"),
+                source: io::Error::from_raw_os_error(libc::EBADF),
+                remedy: "it must be open in this process: whoever starts ztun has to pass it on".into(),
+            });
+        }
+        // SAFETY: the descriptor is open and above the standard ones; nothing else in this process knows it.
+        Tun::from_fd(unsafe { OwnedFd::from_raw_fd(raw) }, mtu)
     }
 
     /// Reads a packet behind its virtio-net header.

@@ -19,6 +19,15 @@ impl Tun {
             remedy: "TUN devices are supported on Linux".into(),
         })
     }
+
+    /// Fails: this system is not supported.
+    pub fn from_raw(raw: i32, _mtu: u16) -> Result<Tun, OpenError> {
+        Err(OpenError {
+            what: format!("cannot use descriptor {raw} as a TUN device"),
+            source: io::ErrorKind::Unsupported.into(),
+            remedy: "TUN devices are supported on Linux".into(),
+        })
+    }
 }
 
 impl Device for Tun {
