@@ -82,6 +82,7 @@ fn config() -> HostPlanConfig {
         interface: None,
         mark: 0x7a74,
         local_proxy: true,
+        offload: false,
     }
 }
 
