@@ -20,6 +20,8 @@ pub mod outbound;
 pub mod engine;
 
 #[cfg(feature = "os")]
+pub mod cli;
+#[cfg(feature = "os")]
 pub mod driver;
 #[cfg(feature = "os")]
 pub mod host;

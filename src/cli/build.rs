@@ -1,0 +1,278 @@
+//! Options put together into a configuration; names resolved, once, before anything leads into the tunnel.
+
+use super::Error;
+use super::options::{
+    AcceptChoice, Auto, IcmpChoice, Ipv6Choice, ProxyServerOptions, RunOptions, UdpChoice, WayOptions,
+};
+use super::value::{self, ProxyUrl, User};
+use crate::config::{Accept, Cidr, Config, Credentials, EngineConfig, HostPlanConfig, Proxy, UdpMode};
+use crate::outbound::rule::{Route, Rule};
+use crate::stack::{EchoMode, StackConfig, TcpConfig};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
+
+/// What is done with names of hosts.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Names {
+    /// The system's resolver is asked.
+    Resolved,
+    /// They are errors: nothing is asked.
+    Refused,
+}
+
+/// The configuration of the router.
+pub(super) fn config(options: &RunOptions, names: Names) -> Result<Config, Error> {
+    if options.way.socks5.is_empty() {
+        return Err(Error::usage(
+            "no proxy is given",
+            "`sudo ztun --socks5 127.0.0.1:1080`; `ztun demo` needs none, and `ztun proxy` is one",
+        ));
+    }
+    if options.tun_fd.is_some() && options.interface.as_deref() == Some(options.tun.as_str()) {
+        return Err(Error::usage("--interface names the tunnel's own device", "name the one that leads out"));
+    }
+    let everything = [
+        Cidr { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 },
+        Cidr { addr: Ipv6Addr::UNSPECIFIED.into(), prefix: 0 },
+    ];
+    let mut bypass = Vec::new();
+    for text in &options.bypass {
+        bypass.extend(bypassed(text, names)?);
+    }
+    let host = HostPlanConfig {
+        tun: options.tun.clone(),
+        tun_fd: options.tun_fd,
+        addresses: addresses(&options.way),
+        mtu: options.way.mtu,
+        routes: if options.route.is_empty() { everything.to_vec() } else { options.route.clone() },
+        bypass,
+        no_route: options.no_route,
+        interface: options.interface.clone(),
+        mark: options.mark,
+        local_proxy: options.local_proxy == Auto::Auto,
+        offload: options.way.offload == Auto::Auto,
+    };
+    let engine = engine(&options.way, names)?;
+    Ok(Config { engine, host, require_proxy: options.way.require_proxy })
+}
+
+/// Who `ztun proxy` lets in.
+pub(super) fn server_credentials(options: &ProxyServerOptions) -> Result<Option<Credentials>, Error> {
+    let (Some(name), Some(file)) = (&options.user, &options.password_file) else { return Ok(None) };
+    let user = User { name: name.clone(), password: None };
+    let credentials = user.credentials(&password(file)?);
+    credentials.map(Some).map_err(|why| Error::usage(why, "choose another --user or --password-file"))
+}
+
+fn addresses(way: &WayOptions) -> Vec<Cidr> {
+    if way.address.is_empty() {
+        let v6 = Ipv6Addr::new(0xfd7a, 0x7a74, 0x756e, 0, 0, 0, 0, 1);
+        vec![
+            Cidr { addr: Ipv4Addr::new(198, 18, 0, 1).into(), prefix: 16 },
+            Cidr { addr: v6.into(), prefix: 64 },
+        ]
+    } else {
+        way.address.clone()
+    }
+}
+
+fn engine(way: &WayOptions, names: Names) -> Result<EngineConfig, Error> {
+    let mut rules = way.rule.clone();
+    if way.ipv6 == Ipv6Choice::Off {
+        let dst = Some(Cidr { addr: Ipv6Addr::UNSPECIFIED.into(), prefix: 0 });
+        rules.insert(0, Rule { dst, ports: None, proto: None, route: Route::Reject });
+    }
+    Ok(EngineConfig {
+        stack: StackConfig {
+            echo: match way.icmp {
+                IcmpChoice::Reply => EchoMode::Reply,
+                IcmpChoice::Drop => EchoMode::Drop,
+            },
+            tcp: TcpConfig { max_flows: size(way.max_tcp), idle: way.tcp_idle, ..TcpConfig::default() },
+            ..StackConfig::default()
+        },
+        proxies: proxies(way, names)?,
+        rules,
+        accept: match way.accept {
+            AcceptChoice::Late => Accept::Late,
+            AcceptChoice::Early => Accept::Early,
+        },
+        udp: match way.udp {
+            UdpChoice::Auto => UdpMode::Auto,
+            UdpChoice::Socks5 => UdpMode::Socks5,
+            UdpChoice::Direct => UdpMode::Direct,
+            UdpChoice::Reject => UdpMode::Reject,
+        },
+        dns_server: way.dns_server,
+        max_udp: size(way.max_udp),
+        udp_idle: way.udp_idle,
+        connect_timeout: way.connect_timeout,
+        pool: way.pool.into(),
+        ..EngineConfig::default()
+    })
+}
+
+fn size(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn proxies(way: &WayOptions, names: Names) -> Result<Vec<Proxy>, Error> {
+    let file = way.socks5_password_file.as_deref().map(password).transpose()?;
+    let mut proxies = Vec::new();
+    for text in &way.socks5 {
+        let url = value::proxy(text)
+            .map_err(|why| Error::usage(format!("--socks5: {why}"), "[socks5://][USER:PASS@]HOST:PORT"))?;
+        let credentials = credentials(&url, file.as_deref())?;
+        for addr in resolved(&url.host, url.port, "--socks5", names)? {
+            let proxy = Proxy { addr, credentials: credentials.clone() };
+            if !proxies.contains(&proxy) {
+                proxies.push(proxy);
+            }
+        }
+    }
+    Ok(proxies)
+}
+
+fn credentials(url: &ProxyUrl, file: Option<&str>) -> Result<Option<Credentials>, Error> {
+    let Some(user) = &url.user else { return Ok(None) };
+    let password = user.password.as_deref().or(file).ok_or_else(|| {
+        Error::usage(
+            "--socks5 names a user without a password",
+            "USER:PASS@HOST:PORT, or --socks5-password-file",
+        )
+    })?;
+    let credentials = user.credentials(password);
+    credentials.map(Some).map_err(|why| Error::usage(why, "choose another password"))
+}
+
+/// The first line of a file.
+fn password(file: &Path) -> Result<String, Error> {
+    let what = format!("cannot read the password from {}", file.display());
+    let text = fs::read_to_string(file).map_err(|error| {
+        Error::system(super::USAGE, &what, &error, "name a file with the password in its first line")
+    })?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        if fs::metadata(file).is_ok_and(|found| found.mode() & 0o077 != 0) {
+            log::warn!("{} can be read by other users: chmod 600 it", file.display());
+        }
+    }
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(line.into()),
+        Some(_) | None => {
+            Err(Error::usage(format!("{what}: its first line is empty"), "write the password there"))
+        }
+    }
+}
+
+fn bypassed(text: &str, names: Names) -> Result<Vec<Cidr>, Error> {
+    if let Ok(net) = text.parse() {
+        return Ok(vec![net]);
+    }
+    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if text.is_empty() || !text.chars().all(name) || text.split('.').all(|part| part.parse::<u32>().is_ok()) {
+        return Err(Error::usage(
+            format!("--bypass: '{text}' is neither a network nor a host"),
+            "an address, a network as in 192.168.0.0/16, or the name of a host",
+        ));
+    }
+    let found = resolved(text, 0, "--bypass", names)?;
+    Ok(found.into_iter().map(|addr| Cidr::host(addr.ip())).collect())
+}
+
+/// The addresses of `host`, which may be one already.
+fn resolved(host: &str, port: u16, option: &str, names: Names) -> Result<Vec<SocketAddr>, Error> {
+    if let Ok(addr) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(addr.to_canonical(), port)]);
+    }
+    let what = format!("{option}: cannot resolve {host}");
+    if names == Names::Refused {
+        return Err(Error::usage(what, "an address"));
+    }
+    let found = (host, port)
+        .to_socket_addrs()
+        .map_err(|error| Error::system(1, &what, &error, "give its address, or look at /etc/resolv.conf"))?;
+    let mut addrs = Vec::new();
+    for addr in found {
+        if !addrs.contains(&addr) {
+            addrs.push(addr);
+        }
+    }
+    if addrs.is_empty() {
+        return Err(Error {
+            code: 1,
+            what: format!("{what}: it has no address"),
+            remedy: Some("give its address".into()),
+        });
+    }
+    Ok(addrs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::Cli;
+    use clap::Parser;
+
+    fn built(args: &[&str]) -> Result<Config, Error> {
+        let args = core::iter::once("ztun").chain(args.iter().copied());
+        config(&Cli::try_parse_from(args).unwrap().run, Names::Resolved)
+    }
+
+    #[test]
+    fn the_defaults_are_the_contracts() {
+        let config = built(&["--socks5", "127.0.0.1:1080"]).unwrap();
+        assert_eq!(config.engine.proxies[0].addr, "127.0.0.1:1080".parse().unwrap());
+        assert_eq!(config.host.tun, "ztun0");
+        assert_eq!(config.host.mtu, 1500);
+        assert_eq!(config.host.mark, 0x7a74);
+        let texts = |nets: &[Cidr]| nets.iter().map(Cidr::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&config.host.addresses), ["198.18.0.1/16", "fd7a:7a74:756e::1/64"]);
+        assert_eq!(texts(&config.host.routes), ["0.0.0.0/0", "::/0"]);
+        assert!(config.host.local_proxy && config.host.offload && !config.host.no_route);
+        assert_eq!(config.engine.stack.tcp.max_flows, 65_536);
+        assert_eq!(config.engine.max_udp, 16_384);
+        assert_eq!(config.engine.pool, 4);
+        assert_eq!(config.engine.accept, Accept::Late);
+    }
+
+    #[test]
+    fn proxies_keep_their_order_and_get_the_password_of_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("password");
+        fs::write(&file, "hush\nmore\n").unwrap();
+        let file = file.to_str().unwrap();
+        let args = ["--socks5", "u@10.0.0.1:1", "--socks5", "v:w@10.0.0.2:2", "--socks5-password-file", file];
+        let config = built(&args).unwrap();
+        let credentials =
+            |user: &str, password: &str| Some(Credentials { user: user.into(), password: password.into() });
+        assert_eq!(config.engine.proxies[0].credentials, credentials("u", "hush"));
+        assert_eq!(config.engine.proxies[1].credentials, credentials("v", "w"));
+        assert!(built(&["--socks5", "u@10.0.0.1:1"]).unwrap_err().what.contains("without a password"));
+    }
+
+    #[test]
+    fn what_is_missing_or_wrong_is_bad_usage() {
+        for args in [
+            &[][..],
+            &["--socks5", "nonsense"],
+            &["--socks5", "127.0.0.1:1", "--bypass", "10.0.0.0/40"],
+            &["--socks5", "127.0.0.1:1", "--bypass", "10.0.0.300"],
+            &["--socks5", "u@127.0.0.1:1", "--socks5-password-file", "/nonexistent"],
+        ] {
+            let error = built(args).unwrap_err();
+            assert_eq!(error.code, 2, "{error}");
+            assert!(error.remedy.is_some());
+        }
+    }
+
+    #[test]
+    fn without_ipv6_everything_of_it_is_refused_first() {
+        let args = ["--socks5", "127.0.0.1:1", "--rule", "any -> direct", "--ipv6", "off"];
+        let config = built(&args).unwrap();
+        assert_eq!(config.engine.rules.len(), 2);
+        assert_eq!(config.engine.rules[0].route, Route::Reject);
+    }
+}

@@ -1,0 +1,77 @@
+//! The log: lines to standard error, for people or as JSON.
+
+use super::options::{LogFormat, LogLevel, LogOptions};
+use env_logger::fmt::Formatter;
+use log::{LevelFilter, Record};
+use std::io::{self, Write};
+
+/// Starts logging. `RUST_LOG` counts where no level was given; `quiet`: for a command whose own output counts, warnings only.
+pub(super) fn start(options: &LogOptions, quiet: bool) {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(if quiet { LevelFilter::Warn } else { LevelFilter::Info });
+    match options.log_level {
+        Some(level) => {
+            builder.filter_level(filter(level));
+        }
+        None => {
+            builder.parse_default_env();
+        }
+    }
+    match options.log_format {
+        LogFormat::Text => builder.format(text),
+        LogFormat::Json => builder.format(json),
+    };
+    // A second start (tests) keeps the first.
+    if let Err(error) = builder.try_init() {
+        log::debug!("{error}");
+    }
+}
+
+fn filter(level: LogLevel) -> LevelFilter {
+    match level {
+        LogLevel::Off => LevelFilter::Off,
+        LogLevel::Error => LevelFilter::Error,
+        LogLevel::Warn => LevelFilter::Warn,
+        LogLevel::Info => LevelFilter::Info,
+        LogLevel::Debug => LevelFilter::Debug,
+        LogLevel::Trace => LevelFilter::Trace,
+    }
+}
+
+fn text(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let time = out.timestamp_millis();
+    writeln!(out, "{time} {:<5} {}", record.level(), record.args())
+}
+
+fn json(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let time = out.timestamp_millis();
+    let level = record.level().as_str().to_ascii_lowercase();
+    let (target, message) = (quoted(record.target()), quoted(&record.args().to_string()));
+    writeln!(out, "{{\"ts\":\"{time}\",\"level\":\"{level}\",\"target\":{target},\"msg\":{message}}}")
+}
+
+/// A JSON string (RFC 8259 7).
+fn quoted(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 2);
+    quoted.push('"');
+    for c in text.chars() {
+        match c {
+            '"' => quoted.push_str("\\\""),
+            '\\' => quoted.push_str("\\\\"),
+            c if u32::from(c) < 0x20 || c == '\u{7f}' => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_cannot_break_out_of_its_string() {
+        assert_eq!(quoted("a\"b\\c\nd\u{1}é"), "\"a\\\"b\\\\c\\u000ad\\u0001é\"");
+    }
+}

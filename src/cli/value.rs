@@ -1,0 +1,247 @@
+//! Single values of the command line: text to meaning, each refusal with what is allowed.
+
+use crate::config::Credentials;
+use crate::time::Duration;
+use std::net::{IpAddr, SocketAddr};
+
+/// The longest time that an option takes: a year.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Reads a time as in `90s`, `2h4m`, `500ms`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let forms = || format!("'{text}' is no time; write numbers with units, as in 90s, 2h4m, 500ms");
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(forms)?;
+        let (number, after) = rest.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| forms())?;
+        let letters = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(letters);
+        let millis: u64 = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(forms()),
+        };
+        let part = Duration::from_millis(number.saturating_mul(millis));
+        total = total.saturating_add(part);
+        rest = after;
+    }
+    match total {
+        Duration::ZERO => Err(format!("'{text}' is no time: it must be more than nothing, as in 90s")),
+        total if total > LONGEST => Err(format!("'{text}' is more than a year (365d)")),
+        total => Ok(total),
+    }
+}
+
+/// Reads the name of an interface.
+pub(super) fn device(text: &str) -> Result<String, String> {
+    let fits = (1..=15).contains(&text.len());
+    let plain = text.bytes().all(|octet| octet.is_ascii_graphic() && octet != b'/' && octet != b':');
+    if fits && plain && text != "." && text != ".." && !text.contains('%') {
+        Ok(text.into())
+    } else {
+        Err("the name of an interface has 1 to 15 characters, without spaces and / : %".into())
+    }
+}
+
+/// Reads a mark: decimal, or hexadecimal after 0x.
+pub(super) fn mark(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed.ok().filter(|mark| *mark > 0).ok_or("a mark is a number from 1 to 0xffffffff".into())
+}
+
+/// Reads a number of connections.
+pub(super) fn connections(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|number| (1..=1_048_576).contains(number))
+        .ok_or("it is a number from 1 to 1048576".into())
+}
+
+/// Reads `IP` or `IP:PORT`; the port is 53 when it is left out.
+pub(super) fn dns_server(text: &str) -> Result<SocketAddr, String> {
+    let addr = text.parse::<IpAddr>().map(|addr| SocketAddr::new(addr, 53));
+    addr.or_else(|_| text.parse::<SocketAddr>())
+        .ok()
+        .filter(|addr| addr.port() > 0)
+        .ok_or("it is an address, or address and port: 9.9.9.9, 9.9.9.9:53, [2620:fe::fe]:53".into())
+}
+
+/// A proxy as typed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct ProxyUrl {
+    /// Who is to be let in.
+    pub(super) user: Option<User>,
+    /// Name or address.
+    pub(super) host: String,
+    /// Port.
+    pub(super) port: u16,
+}
+
+/// User, and password if it was typed.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct User {
+    pub(super) name: String,
+    pub(super) password: Option<String>,
+}
+
+impl core::fmt::Debug for User {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("User(..)")
+    }
+}
+
+impl User {
+    /// What RFC 1929 carries: 1 to 255 octets each.
+    pub(super) fn credentials(&self, password: &str) -> Result<Credentials, String> {
+        for (what, text) in [("user", self.name.as_str()), ("password", password)] {
+            if !(1..=255).contains(&text.len()) {
+                return Err(format!("the {what} has {} octets; SOCKS5 carries 1 to 255", text.len()));
+            }
+        }
+        Ok(Credentials { user: self.name.clone(), password: password.into() })
+    }
+}
+
+/// Reads `[socks5://][USER[:PASS]@]HOST:PORT`. What is refused is not repeated: it may hold a password.
+pub(super) fn proxy(text: &str) -> Result<ProxyUrl, String> {
+    let (scheme, rest) = text.split_once("://").map_or(("socks5", text), |(scheme, rest)| (scheme, rest));
+    if !matches!(scheme, "socks5" | "socks5h") {
+        return Err("the proxy's scheme is not known; it speaks socks5://".into());
+    }
+    // An @ in a password may be left unescaped: the last one ends it.
+    let (user, place) = match rest.rsplit_once('@') {
+        Some((user, place)) => (Some(self::user(user)?), place),
+        None => (None, rest),
+    };
+    let place = place.strip_suffix('/').unwrap_or(place);
+    let (host, port) = place.rsplit_once(':').ok_or("the proxy's port is missing, as in 127.0.0.1:1080")?;
+    let host = match host.strip_prefix('[') {
+        Some(inner) => inner.strip_suffix(']').ok_or("the bracket of an IPv6 address is not closed")?,
+        None if host.contains(':') => {
+            return Err("an IPv6 address stands in brackets, as in [2001:db8::1]:1080".into());
+        }
+        None => host,
+    };
+    let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%');
+    if host.is_empty() || host.len() > 255 || !host.chars().all(name) {
+        return Err("the proxy's host is neither a name nor an address".into());
+    }
+    let port = port.bytes().all(|octet| octet.is_ascii_digit()).then(|| port.parse().ok()).flatten();
+    let port = port.filter(|port| *port > 0).ok_or("the proxy's port is a number from 1 to 65535")?;
+    Ok(ProxyUrl { user, host: host.into(), port })
+}
+
+fn user(text: &str) -> Result<User, String> {
+    let (name, password) = match text.split_once(':') {
+        Some((name, password)) => (name, Some(unescaped(password)?)),
+        None => (text, None),
+    };
+    let user = User { name: unescaped(name)?, password };
+    user.credentials(user.password.as_deref().unwrap_or("x"))?;
+    Ok(user)
+}
+
+/// Undoes percent-encoding (RFC 3986 2.1).
+fn unescaped(text: &str) -> Result<String, String> {
+    let mut octets = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(octet) = rest.next() {
+        if octet != b'%' {
+            octets.push(octet);
+            continue;
+        }
+        let digit = |octet: Option<u8>| octet.and_then(|octet| char::from(octet).to_digit(16));
+        let (Some(high), Some(low)) = (digit(rest.next()), digit(rest.next())) else {
+            return Err("a % in user or password is written %25".into());
+        };
+        octets.push((high << 4 | low) as u8);
+    }
+    String::from_utf8(octets).map_err(|_| "user and password are UTF-8".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("2h4m"), Ok(Duration::from_secs(7_440)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1d"), Ok(Duration::from_secs(86_400)));
+        for bad in ["", "90", "s", "-1s", "1.5s", "10x", "0s", "366d", "99999999999999999999s", "1sm"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_proxy_is_read_with_and_without_user_and_scheme() {
+        let url = proxy("127.0.0.1:1080").unwrap();
+        assert_eq!((url.user, url.host.as_str(), url.port), (None, "127.0.0.1", 1080));
+        let url = proxy("socks5://al%40ice:p%3Ass@w@[2001:db8::1]:1080/").unwrap();
+        let user = User { name: "al@ice".into(), password: Some("p:ss@w".into()) };
+        assert_eq!((url.user, url.host.as_str()), (Some(user), "2001:db8::1"));
+        let url = proxy("bob@proxy.example:1").unwrap();
+        assert_eq!(url.user, Some(User { name: "bob".into(), password: None }));
+    }
+
+    #[test]
+    fn a_refused_proxy_is_not_repeated() {
+        let long = format!("u:{}@h:1", "x".repeat(256));
+        for bad in [
+            "",
+            "host",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:+1",
+            ":1080",
+            "::1:1080",
+            "[::1:1080",
+            "http://h:1",
+            "a b:1",
+            "u:secret@h",
+            "u:%zz@h:1",
+            ":secret@h:1",
+            "u:@h:1",
+            "u:%ff@h:1",
+            &long,
+        ] {
+            let error = proxy(bad).expect_err(bad);
+            assert!(!error.contains("secret") && error.len() > 10, "{bad}: {error}");
+        }
+        let user = User { name: "u".into(), password: Some("secret".into()) };
+        assert!(!format!("{user:?}").contains("secret"));
+    }
+
+    #[test]
+    fn names_marks_and_servers() {
+        assert!(device("ztun0").is_ok());
+        for bad in ["", "a/b", "a b", "..", "sixteen-letters-", "tun%d"] {
+            assert!(device(bad).is_err(), "{bad}");
+        }
+        assert_eq!(mark("0x7a74"), Ok(0x7a74));
+        assert_eq!(mark("9"), Ok(9));
+        assert!(mark("0").is_err() && mark("0x1ffffffff").is_err() && mark("x").is_err());
+        assert_eq!(dns_server("9.9.9.9"), Ok("9.9.9.9:53".parse().unwrap()));
+        assert_eq!(dns_server("[::1]:5353"), Ok("[::1]:5353".parse().unwrap()));
+        assert!(dns_server("9.9.9.9:0").is_err() && dns_server("dns.example").is_err());
+        assert!(connections("0").is_err() && connections("1").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_reader_panic(text in ".*") {
+            let _ = (duration(&text), device(&text), mark(&text), dns_server(&text), proxy(&text), connections(&text));
+        }
+    }
+}
