@@ -5,6 +5,7 @@
 //! server behind it and an app inside, which is this test program again.
 
 #![cfg(all(feature = "os", unix))]
+#![allow(clippy::print_stderr, reason = "a test that is skipped says so")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "tests of a real server need threads and a clock")]
 
@@ -259,7 +260,7 @@ impl Routed {
     /// `None` when the machine's owner asked to skip what needs namespaces.
     fn start(proxy: SocketAddr, pool: usize) -> Option<Routed> {
         if std::env::var_os("ZTUN_SKIP_NETNS").is_some_and(|value| value == "1") {
-            writeln!(io::stderr(), "skipped: ZTUN_SKIP_NETNS=1").unwrap();
+            eprintln!("skipped: ZTUN_SKIP_NETNS=1");
             return None;
         }
         let mut ztun = Process::new(env!("CARGO_BIN_EXE_ztun"))

@@ -126,6 +126,7 @@ pub fn parse_only(args: &[OsString]) -> bool {
 }
 
 /// Help and version are no errors. What this version does not have is named.
+#[allow(clippy::wildcard_enum_match_arm, reason = "clap adds kinds of errors; all but two are refusals")]
 fn refused(error: &clap::Error) -> Result<u8, Error> {
     let text = error.render().to_string();
     match error.kind() {

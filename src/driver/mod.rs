@@ -274,10 +274,10 @@ impl<D: Device> Driver<D> {
     }
 
     fn stop(&mut self, exit: Exit, now: Instant) {
-        if let Some(watch) = self.watch.take() {
-            if let Err(error) = self.poll.registry().deregister(&mut SourceFd(&watch.as_raw_fd())) {
-                log::debug!("deregister: {error}");
-            }
+        if let Some(watch) = self.watch.take()
+            && let Err(error) = self.poll.registry().deregister(&mut SourceFd(&watch.as_raw_fd()))
+        {
+            log::debug!("deregister: {error}");
         }
         self.engine.shutdown(now);
         self.stopping = Some(Stopping { exit, deadline: now + FIN_GRACE, aborted: false });
@@ -412,11 +412,11 @@ impl<D: Device> Driver<D> {
     }
 
     fn enqueue(&mut self, id: SocketId) {
-        if let Some(socket) = self.os_socket(id) {
-            if !socket.queued {
-                socket.queued = true;
-                self.ready.push_back(id);
-            }
+        if let Some(socket) = self.os_socket(id)
+            && !socket.queued
+        {
+            socket.queued = true;
+            self.ready.push_back(id);
         }
     }
 
@@ -632,10 +632,10 @@ impl<D: Device> Driver<D> {
             Command::Read { socket } => self.read_stream(socket, now),
             Command::Write { socket } => self.write_stream(socket, now),
             Command::Shutdown { socket } => {
-                if let Some(OsSocket { io: Io::Tcp { stream, .. }, .. }) = self.os_socket(socket) {
-                    if let Err(error) = stream.shutdown(std::net::Shutdown::Write) {
-                        log::debug!("shutdown: {error}");
-                    }
+                if let Some(OsSocket { io: Io::Tcp { stream, .. }, .. }) = self.os_socket(socket)
+                    && let Err(error) = stream.shutdown(std::net::Shutdown::Write)
+                {
+                    log::debug!("shutdown: {error}");
                 }
             }
             Command::Close { socket, abort } => self.close(socket, abort),

@@ -100,7 +100,6 @@ pub(super) fn abort(stream: TcpStream) {
     if let Err(error) = borrowed.0.set_linger(Some(std::time::Duration::ZERO)) {
         log::debug!("SO_LINGER: {error}");
     }
-    drop(borrowed);
 }
 
 /// A `socket2::Socket` over a descriptor that someone else owns and closes.

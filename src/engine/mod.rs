@@ -453,10 +453,10 @@ impl Engine {
         let Some(removed) = self.sockets.remove(socket) else { return };
         self.socket_timers.cancel(socket.index());
         self.commands.push_back(Command::Close { socket, abort });
-        if let Socket::Tcp(TcpSocket { purpose: Purpose::Pool, via: Via::Proxy(proxy), stage }) = removed {
-            if matches!(stage, Stage::Dialling | Stage::Handshake { .. }) {
-                self.pool_fill_failed(proxy);
-            }
+        if let Socket::Tcp(TcpSocket { purpose: Purpose::Pool, via: Via::Proxy(proxy), stage }) = removed
+            && matches!(stage, Stage::Dialling | Stage::Handshake { .. })
+        {
+            self.pool_fill_failed(proxy);
         }
     }
 }

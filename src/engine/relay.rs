@@ -203,12 +203,12 @@ impl Engine {
     pub(super) fn finish_upload(&mut self, socket: SocketId, flow: FlowId) {
         let finished = self.stack.tcp(flow).is_some_and(|tcp| tcp.recv_finished());
         let Some(tcp) = self.sockets.tcp_mut(socket) else { return };
-        if let (Stage::Relay { upload, .. }, true) = (&mut tcp.stage, finished) {
-            if *upload == Half::Open {
-                *upload = Half::Finished;
-                self.commands.push_back(Command::Shutdown { socket });
-                self.close_if_finished(socket, flow);
-            }
+        if let (Stage::Relay { upload, .. }, true) = (&mut tcp.stage, finished)
+            && *upload == Half::Open
+        {
+            *upload = Half::Finished;
+            self.commands.push_back(Command::Shutdown { socket });
+            self.close_if_finished(socket, flow);
         }
     }
 
@@ -216,10 +216,10 @@ impl Engine {
     /// has acknowledged everything.
     fn close_if_finished(&mut self, socket: SocketId, flow: FlowId) {
         let Some(tcp) = self.sockets.tcp(socket) else { return };
-        if let Stage::Relay { early, upload: Half::Finished, download: Half::Finished } = &tcp.stage {
-            if early.is_empty() {
-                self.finish_socket(socket, flow);
-            }
+        if let Stage::Relay { early, upload: Half::Finished, download: Half::Finished } = &tcp.stage
+            && early.is_empty()
+        {
+            self.finish_socket(socket, flow);
         }
     }
 
@@ -260,13 +260,13 @@ impl Engine {
     /// A write to the socket failed: the target takes no more octets, but may have sent some before.
     pub fn handle_write_error(&mut self, socket: SocketId, error: SocketError, now: Instant) {
         let Some(tcp) = self.sockets.tcp_mut(socket) else { return };
-        if let (Stage::Relay { upload, download, .. }, Purpose::Flow(flow)) = (&mut tcp.stage, tcp.purpose) {
-            if *download == Half::Open {
-                *upload = Half::Broken;
-                self.discard_received(flow, now);
-                self.commands.push_back(Command::Read { socket });
-                return;
-            }
+        if let (Stage::Relay { upload, download, .. }, Purpose::Flow(flow)) = (&mut tcp.stage, tcp.purpose)
+            && *download == Half::Open
+        {
+            *upload = Half::Broken;
+            self.discard_received(flow, now);
+            self.commands.push_back(Command::Read { socket });
+            return;
         }
         self.handle_socket_error(socket, error, now);
     }

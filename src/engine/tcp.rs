@@ -298,10 +298,11 @@ impl Engine {
         let ended = self.sockets.tcp(socket).is_some_and(|tcp| {
             matches!(tcp.stage, Stage::Relay { download: Half::Finished | Half::Broken, .. })
         });
-        if flushed && ended {
-            if let Some(mut tcp) = self.stack.tcp(flow) {
-                tcp.shutdown(now);
-            }
+        if flushed
+            && ended
+            && let Some(mut tcp) = self.stack.tcp(flow)
+        {
+            tcp.shutdown(now);
         }
         self.commands.push_back(Command::Read { socket });
     }

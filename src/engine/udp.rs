@@ -177,11 +177,11 @@ impl Engine {
             self.stats.refused += 1;
             return Output::None;
         }
-        if self.nat.is_full() {
-            if let Some(oldest) = self.nat_order.oldest().and_then(|index| self.nat.id_at(index)) {
-                self.stats.associations_evicted += 1;
-                self.remove_association(oldest);
-            }
+        if self.nat.is_full()
+            && let Some(oldest) = self.nat_order.oldest().and_then(|index| self.nat.id_at(index))
+        {
+            self.stats.associations_evicted += 1;
+            self.remove_association(oldest);
         }
         let queue = VecDeque::from([Waiting { remote: target, octets: payload.to_vec() }]);
         let association = Association {

@@ -3,6 +3,8 @@
 //! A change is idempotent where that is safe. Deleting what is not there, or what went with its device, is no error. Adding what is there is an
 //! error unless it is exactly ours, by its protocol number: what another program made is neither taken over nor deleted later.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "the attributes are the kernel's, and it adds to them")]
+
 use super::change::{Action, Address, Change, Family, PROTOCOL, Route, Rule, Selector, TABLE};
 use super::netlink::Netlink;
 use super::plan::{FIRST_PREFERENCE, Have, Ipv6, LAST_PREFERENCE};

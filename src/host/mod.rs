@@ -11,8 +11,7 @@
 //! What a process that dies takes along by itself (the device, its addresses, the routes into it) and what stays (the rules, which then lead
 //! into an empty table and so on to the machine's own) is in `docs/HOST-CHANGES.md`.
 //!
-//! [`owner`] tells whether a flow comes from a proxy on this machine, [`netns`] runs a program in a network namespace of its own. Nothing here
-//! knows the engine.
+//! [`owner`] tells whether a flow comes from a proxy on this machine. Nothing here knows the engine.
 
 pub mod change;
 pub mod plan;

@@ -4,6 +4,8 @@
 //! interrupted by a change is asked for again, a few times. A message that the codec cannot read is passed over too: a newer kernel may say
 //! more than it knows.
 
+#![allow(clippy::wildcard_enum_match_arm, reason = "the attributes are the kernel's, and it adds to them")]
+
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage,
     NetlinkPayload, NetlinkSerializable,

@@ -59,6 +59,13 @@ impl Report {
         self.steps.iter().filter(|step| step.result.is_err()).count()
     }
 
+    /// What it came to, in one line.
+    pub fn summary(&self) -> String {
+        let skipped = self.steps.len() - self.undone() - self.failed();
+        let (undone, failed) = (self.undone(), self.failed() + self.problems.len());
+        format!("cleanup done ok={undone} skipped={skipped} err={failed}")
+    }
+
     fn log(&self) {
         for step in &self.steps {
             if step.result.is_ok() {
@@ -85,9 +92,7 @@ impl fmt::Display for Report {
         if self.steps.is_empty() && self.is_ok() {
             return f.write_str("nothing was left behind");
         }
-        let skipped = self.steps.len() - self.undone() - self.failed();
-        let (undone, failed) = (self.undone(), self.failed() + self.problems.len());
-        write!(f, "cleanup done ok={undone} skipped={skipped} err={failed}")
+        f.write_str(&self.summary())
     }
 }
 

@@ -35,6 +35,11 @@ impl Report {
     pub fn is_ok(&self) -> bool {
         true
     }
+
+    /// What it came to.
+    pub fn summary(&self) -> String {
+        self.to_string()
+    }
 }
 
 impl fmt::Display for Report {

@@ -149,7 +149,7 @@ pub fn run(config: &Config) -> Result<Ended, RunError> {
     let device = driver.into_device();
     let report = applied.down();
     drop(device);
-    log::info!("{report}");
+    log::info!("{}", report.summary());
     let ended = match result.map_err(RunError::Loop)? {
         Exit::Stopped | Exit::Watched => Ended::Stopped,
         Exit::Forced => Ended::Forced,

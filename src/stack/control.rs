@@ -96,7 +96,7 @@ impl ControlQueue {
             let tcp = &mut buffer[ip_len..];
             segment.emit_header(tcp);
             let sum = Checksum::pseudo_header(key.remote.addr, key.local.addr, protocol::TCP, tcp_len as u32)
-                .add(tcp)
+                .with(tcp)
                 .finish();
             tcp[16..18].copy_from_slice(&sum.to_be_bytes());
         });
@@ -263,7 +263,7 @@ mod tests {
         queue.unreachable(&error, Unreachable::Host, &mut stats, at());
         let fix = |octets: &mut Vec<u8>| {
             octets[10..12].fill(0);
-            let sum = Checksum::new().add(&octets[..20]).finish();
+            let sum = Checksum::new().with(&octets[..20]).finish();
             octets[10..12].copy_from_slice(&sum.to_be_bytes());
         };
         let mut fragment = datagram(&[1; 16]);

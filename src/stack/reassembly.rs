@@ -76,7 +76,7 @@ impl Reassembler {
         let start = fragment.offset as usize;
         let end = start + packet.payload.len();
         // RFC 8200 4.5: pieces but the last hold a multiple of 8 octets; nothing exceeds a packet.
-        let ragged = fragment.more && packet.payload.len() % 8 != 0;
+        let ragged = fragment.more && !packet.payload.len().is_multiple_of(8);
         if packet.payload.is_empty() || ragged || end > MAX_DATAGRAM - packet.header.len().min(60) {
             return Err(DropReason::BadFragment);
         }
@@ -103,10 +103,10 @@ impl Reassembler {
     }
 
     fn begin(&mut self, key: Key, hop_limit: u8, now: Instant) -> Result<FlowId, DropReason> {
-        if self.table.is_full() {
-            if let Some(oldest) = self.order.oldest().and_then(|index| self.table.id_at(index)) {
-                self.take(oldest);
-            }
+        if self.table.is_full()
+            && let Some(oldest) = self.order.oldest().and_then(|index| self.table.id_at(index))
+        {
+            self.take(oldest);
         }
         let deadline = now + self.timeout;
         let partial = Partial {
@@ -310,7 +310,7 @@ mod tests {
             fragment(false, 1, 0, false, &[1; 4]).tap(|octets| {
                 octets[6] = 0x20;
                 octets[10..12].fill(0);
-                let sum = crate::wire::checksum::Checksum::new().add(&octets[..20]).finish();
+                let sum = crate::wire::checksum::Checksum::new().with(&octets[..20]).finish();
                 octets[10..12].copy_from_slice(&sum.to_be_bytes());
             }),
         ] {

@@ -26,19 +26,19 @@ impl Checksum {
         let mut tail = [0; 8];
         tail[..4].copy_from_slice(&length.to_be_bytes());
         tail[7] = protocol;
-        Checksum::new().add_addr(src).add_addr(dst).add(&tail)
+        Checksum::new().with_addr(src).with_addr(dst).with(&tail)
     }
 
-    fn add_addr(self, addr: IpAddr) -> Checksum {
+    fn with_addr(self, addr: IpAddr) -> Checksum {
         match addr {
-            IpAddr::V4(v4) => self.add(&v4.octets()),
-            IpAddr::V6(v6) => self.add(&v6.octets()),
+            IpAddr::V4(v4) => self.with(&v4.octets()),
+            IpAddr::V6(v6) => self.with(&v6.octets()),
         }
     }
 
     /// Adds `octets` behind what was added before.
     #[must_use]
-    pub fn add(self, octets: &[u8]) -> Checksum {
+    pub fn with(self, octets: &[u8]) -> Checksum {
         let mut sum = 0u64;
         let (words, rest) = octets.as_chunks::<8>();
         for word in words {
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn the_example_of_rfc_1071_holds() {
         let octets = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
-        assert_eq!(Checksum::new().add(&octets).partial(), 0xddf2);
+        assert_eq!(Checksum::new().with(&octets).partial(), 0xddf2);
     }
 
     proptest! {
@@ -111,17 +111,17 @@ mod tests {
             let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(octets.len())).collect();
             cuts.extend([0, octets.len()]);
             cuts.sort_unstable();
-            let sum = cuts.windows(2).fold(Checksum::new(), |sum, cut| sum.add(&octets[cut[0]..cut[1]]));
+            let sum = cuts.windows(2).fold(Checksum::new(), |sum, cut| sum.with(&octets[cut[0]..cut[1]]));
             prop_assert_eq!(sum.partial(), naive(&octets));
         }
 
         #[test]
         fn an_incremental_update_equals_a_new_sum(mut octets in proptest::collection::vec(any::<u8>(), 2..200), at: prop::sample::Index, new: u16) {
-            let before = Checksum::new().add(&octets).finish();
+            let before = Checksum::new().with(&octets).finish();
             let at = at.index(octets.len() / 2) * 2;
             let old = u16::from_be_bytes([octets[at], octets[at + 1]]);
             octets[at..at + 2].copy_from_slice(&new.to_be_bytes());
-            let after = Checksum::new().add(&octets).finish();
+            let after = Checksum::new().with(&octets).finish();
             let updated = update_u16(before, old, new);
             // Zero has two representations in one's complement.
             prop_assert!(updated == after || (updated == 0xffff && after == 0) || (updated == 0 && after == 0xffff));

@@ -154,7 +154,7 @@ fn sum(v6: bool, src: IpAddr, dst: IpAddr, octets: &[u8]) -> Checksum {
     let length = u32::try_from(octets.len()).unwrap_or(u32::MAX);
     let start =
         if v6 { Checksum::pseudo_header(src, dst, protocol::ICMPV6, length) } else { Checksum::new() };
-    start.add(octets)
+    start.with(octets)
 }
 
 fn reason(v6: bool, kind: u8, code: u8) -> Option<Unreachable> {

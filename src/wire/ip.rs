@@ -76,7 +76,7 @@ fn parse_v4(octets: &[u8]) -> Result<IpPacket<'_>, WireError> {
     let header = octets.get(..header_len).ok_or(WireError::Truncated)?;
     let total = usize::from(u16::from_be_bytes([fixed[2], fixed[3]]));
     let payload = octets.get(header_len..total).ok_or(WireError::Length)?;
-    if Checksum::new().add(header).finish() != 0 {
+    if Checksum::new().with(header).finish() != 0 {
         return Err(WireError::Checksum);
     }
     if header_len > 20 && has_source_route(&header[20..]) {
@@ -262,7 +262,7 @@ impl IpHeader {
                 header[8..12].copy_from_slice(&[self.hop_limit, self.protocol, 0, 0]);
                 header[12..16].copy_from_slice(&src.octets());
                 header[16..20].copy_from_slice(&dst.octets());
-                let checksum = Checksum::new().add(header).finish();
+                let checksum = Checksum::new().with(header).finish();
                 header[10..12].copy_from_slice(&checksum.to_be_bytes());
             }
             (IpAddr::V6(_) | IpAddr::V4(_), _) => {
@@ -325,7 +325,7 @@ mod tests {
 
     fn with_checksum(mut octets: Vec<u8>, header_len: usize) -> Vec<u8> {
         octets[10..12].fill(0);
-        let checksum = Checksum::new().add(&octets[..header_len]).finish();
+        let checksum = Checksum::new().with(&octets[..header_len]).finish();
         octets[10..12].copy_from_slice(&checksum.to_be_bytes());
         octets
     }

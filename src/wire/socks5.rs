@@ -62,6 +62,9 @@ pub enum Reply {
     Other(u8),
 }
 
+/// What a parser makes of octets from the network: a value and the octets that it took, `None` while more are needed.
+pub type Parsed<T> = Result<Option<(T, usize)>, WireError>;
+
 /// An address field: ATYP, address, port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Address<'a> {
@@ -74,7 +77,7 @@ pub enum Address<'a> {
 impl<'a> Address<'a> {
     /// Reads ATYP, address and port from the front of `octets`. ATYP other than 1, 3, 4 is
     /// [`WireError::Value`], a domain of no octets too.
-    pub fn parse(octets: &'a [u8]) -> Result<Option<(Address<'a>, usize)>, WireError> {
+    pub fn parse(octets: &'a [u8]) -> Parsed<Address<'a>> {
         let Some((kind, rest)) = octets.split_first() else { return Ok(None) };
         match *kind {
             ATYP_V4 => Ok(rest.first_chunk::<6>().map(|[a, b, c, d, p, q]| {
@@ -163,7 +166,7 @@ impl From<u8> for Reply {
 /// A reply to a request: `VER REP RSV ATYP BND.ADDR BND.PORT`, measured by its own ATYP.
 /// A reply with REP != 0 is complete as soon as its second octet is known (`used` is then what was
 /// given), since servers cut failures short; its address is the unspecified one.
-pub fn parse_reply(octets: &[u8]) -> Result<Option<((Reply, Address<'_>), usize)>, WireError> {
+pub fn parse_reply(octets: &[u8]) -> Parsed<(Reply, Address<'_>)> {
     if octets.first().is_some_and(|version| *version != VERSION) {
         return Err(WireError::Version);
     }

@@ -170,7 +170,7 @@ impl<'p> TcpSegment<'p> {
         let options = octets.get(20..header_len).ok_or(WireError::HeaderLength)?;
         if verify_checksum {
             let length = u32::try_from(octets.len()).map_err(|_| WireError::Length)?;
-            if Checksum::pseudo_header(src, dst, protocol::TCP, length).add(octets).finish() != 0 {
+            if Checksum::pseudo_header(src, dst, protocol::TCP, length).with(octets).finish() != 0 {
                 return Err(WireError::Checksum);
             }
         }
@@ -351,7 +351,7 @@ mod tests {
         segment.emit_header(&mut octets);
         octets.extend_from_slice(segment.payload);
         let checksum =
-            Checksum::pseudo_header(src, dst, protocol::TCP, octets.len() as u32).add(&octets).finish();
+            Checksum::pseudo_header(src, dst, protocol::TCP, octets.len() as u32).with(&octets).finish();
         octets[16..18].copy_from_slice(&checksum.to_be_bytes());
         octets
     }

@@ -37,7 +37,7 @@ impl<'p> UdpDatagram<'p> {
                 return Err(WireError::Checksum);
             }
             let sum =
-                Checksum::pseudo_header(src, dst, protocol::UDP, length.into()).add(header).add(payload);
+                Checksum::pseudo_header(src, dst, protocol::UDP, length.into()).with(header).with(payload);
             if checksum != 0 && sum.finish() != 0 {
                 return Err(WireError::Checksum);
             }
@@ -60,8 +60,10 @@ pub fn emit_header(buffer: &mut [u8], src: (IpAddr, u16), dst: (IpAddr, u16), pa
     header[2..4].copy_from_slice(&dst.1.to_be_bytes());
     header[4..6].copy_from_slice(&length.to_be_bytes());
     header[6..8].fill(0);
-    let sum =
-        Checksum::pseudo_header(src.0, dst.0, protocol::UDP, length.into()).add(header).add(payload).finish();
+    let sum = Checksum::pseudo_header(src.0, dst.0, protocol::UDP, length.into())
+        .with(header)
+        .with(payload)
+        .finish();
     // RFC 768: a sum of zero is sent as all ones, since zero means that none was computed.
     let sum = if sum == 0 { 0xffff } else { sum };
     header[6..8].copy_from_slice(&sum.to_be_bytes());

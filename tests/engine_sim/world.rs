@@ -4,6 +4,8 @@
 //! The world obeys every [`Command`] at once, moves octets between the engine and in-memory sockets, and advances time only when
 //! nothing is left to deliver.
 
+#![allow(unreachable_pub, reason = "a module of a test has nobody outside")]
+
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{Checksum, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::{tcp, udp};
@@ -169,11 +171,6 @@ impl World {
                 .expect("readable");
         }
         octets
-    }
-
-    /// A raw packet, as an app's kernel might send it.
-    pub fn inject(&mut self, packet: Vec<u8>) {
-        self.wire.to_engine.push_back(packet);
     }
 
     /// A connection is established.

@@ -4,6 +4,8 @@
 //! relay whose every target echoes. A [`HostileServer`] serves any number of clients by its script until it
 //! is dropped, which closes them all; [`HostileServer::set_script`] changes what clients find that come later.
 
+#![allow(unreachable_pub, reason = "a module of a test has nobody outside")]
+#![allow(clippy::wildcard_enum_match_arm, reason = "a script departs from the ordinary in one place")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "a server of blocking sockets needs threads and a clock")]
 

@@ -90,11 +90,6 @@ impl Flight {
         self.lost > 0
     }
 
-    /// When the oldest segment was last sent.
-    pub(super) fn first_sent_at(&self) -> Option<Instant> {
-        self.records.front().map(|sent| sent.sent_at)
-    }
-
     /// A new segment has been sent.
     pub(super) fn sent(&mut self, start: SeqNumber, len: u32, now: Instant) {
         self.octets += len;

@@ -112,10 +112,10 @@ impl<'a> Tcp<'a> {
 
     /// Sends FIN after everything committed. The other direction goes on. Calling it again does nothing.
     pub fn shutdown(&mut self, _now: Instant) {
-        if let Some(Slot::Open(tcb)) = self.layer.table.get_mut(self.flow) {
-            if tcb.fin == Fin::None {
-                tcb.fin = Fin::Queued;
-            }
+        if let Some(Slot::Open(tcb)) = self.layer.table.get_mut(self.flow)
+            && tcb.fin == Fin::None
+        {
+            tcb.fin = Fin::Queued;
         }
         self.layer.schedule(self.flow);
     }

@@ -10,7 +10,6 @@ use crate::stack::{StackConfig, TcpConfig};
 use crate::time::{Duration, Instant};
 use crate::wire::SeqNumber;
 use crate::wire::tcp::{SackBlocks, TcpFlags, TcpOptions, TcpSegment, Timestamps};
-use core::net::IpAddr;
 
 /// Octets of an entry of the SYN queue.
 pub(super) const MAX_SYN_ENTRY: usize = 104;
@@ -26,7 +25,7 @@ const MAX_SCALE: u8 = 14;
 
 /// A connection in SYN-RECEIVED, or one whose SYN-ACK still waits for the caller.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct SynEntry {
+pub(in crate::stack) struct SynEntry {
     pub(super) iss: SeqNumber,
     pub(super) irs: SeqNumber,
     mss: u16,
@@ -176,7 +175,7 @@ impl TimestampState {
 
 /// A connection that is over: what is needed to answer a retransmitted FIN, and to tell a new SYN from an old one.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TimeWait {
+pub(in crate::stack) struct TimeWait {
     pub(super) snd_nxt: SeqNumber,
     pub(super) rcv_nxt: SeqNumber,
     pub(super) timestamps: Option<TimestampState>,
@@ -218,13 +217,4 @@ impl TimeWait {
             payload: &[],
         })
     }
-}
-
-/// Whether a SYN may come from, and go to, these addresses (RFC 9293 3.9.2.3 MUST-57, MUST-63): the stack has dropped the bad ones; what
-/// is left to check is that the two are of one family.
-pub(super) fn same_family(key: FlowKey) -> bool {
-    matches!(
-        (key.local.addr, key.remote.addr),
-        (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_))
-    )
 }

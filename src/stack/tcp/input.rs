@@ -91,11 +91,11 @@ impl Tcb {
 
     /// RFC 7323 4.3: TS.Recent follows segments that cover Last.ACK.sent.
     fn update_timestamps(&mut self, segment: &TcpSegment<'_>, now: Instant) {
-        if let (Some(state), Some(timestamps)) = (&mut self.timestamps, segment.options.timestamps) {
-            if segment.seq.le(state.last_ack_sent) {
-                state.recent = timestamps.value;
-                state.recent_at = now;
-            }
+        if let (Some(state), Some(timestamps)) = (&mut self.timestamps, segment.options.timestamps)
+            && segment.seq.le(state.last_ack_sent)
+        {
+            state.recent = timestamps.value;
+            state.recent_at = now;
         }
     }
 
@@ -223,11 +223,11 @@ impl Tcb {
 
     fn advance_una(&mut self, ack: SeqNumber) {
         let mut octets = ack.distance_from(self.snd_una) as usize;
-        if let Fin::Sent(fin) = self.fin {
-            if ack.gt(fin) {
-                self.fin = Fin::Acked;
-                octets -= 1;
-            }
+        if let Fin::Sent(fin) = self.fin
+            && ack.gt(fin)
+        {
+            self.fin = Fin::Acked;
+            octets -= 1;
         }
         self.send.consume(octets);
         self.snd_una = ack;

@@ -353,10 +353,10 @@ impl TcpLayer {
         if flags.fin() {
             entry.until = until;
         }
-        if !segment.is_empty() {
-            if let Some(answer) = entry.answer(key, now) {
-                control.segment(key, &answer);
-            }
+        if !segment.is_empty()
+            && let Some(answer) = entry.answer(key, now)
+        {
+            control.segment(key, &answer);
         }
         Err(DropReason::Unacceptable)
     }
@@ -435,11 +435,11 @@ impl TcpLayer {
                 return;
             }
             self.starved.pop_front();
-            if let Some(Slot::Open(tcb)) = self.table.get_mut(flow) {
-                if core::mem::take(&mut tcb.write_blocked) {
-                    self.events.push_back(StackEvent::Writable { flow });
-                    return;
-                }
+            if let Some(Slot::Open(tcb)) = self.table.get_mut(flow)
+                && core::mem::take(&mut tcb.write_blocked)
+            {
+                self.events.push_back(StackEvent::Writable { flow });
+                return;
             }
         }
     }
@@ -508,7 +508,7 @@ impl TcpLayer {
                 Some(Offload { checksum_start: ip_len as u16, checksum_offset: 16, segment_size }),
             )
         } else {
-            (pseudo.add(&self.header[ip_len..ip_len + tcp_len]).add(text.0).add(text.1).finish(), None)
+            (pseudo.with(&self.header[ip_len..ip_len + tcp_len]).with(text.0).with(text.1).finish(), None)
         };
         self.header[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
         Some(Transmit { header: &self.header[..ip_len + tcp_len], payload: [text.0, text.1], offload })

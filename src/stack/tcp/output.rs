@@ -196,20 +196,20 @@ impl Tcb {
         if now >= self.last_active + self.idle_limit(config) {
             return Some(Closed::Idle);
         }
-        if let Ack::By(at) = self.ack {
-            if now >= at {
-                self.ack_now();
-            }
+        if let Ack::By(at) = self.ack
+            && now >= at
+        {
+            self.ack_now();
         }
-        if let Some(every) = config.keepalive {
-            if now >= self.last_active + every * (self.keepalives + 1) {
-                self.keepalives += 1;
-                // RFC 9293 3.8.4 leaves the number open; nine is what kernels use.
-                if self.keepalives > 9 {
-                    return Some(Closed::TimedOut);
-                }
-                self.forced = Forced::KeepAlive;
+        if let Some(every) = config.keepalive
+            && now >= self.last_active + every * (self.keepalives + 1)
+        {
+            self.keepalives += 1;
+            // RFC 9293 3.8.4 leaves the number open; nine is what kernels use.
+            if self.keepalives > 9 {
+                return Some(Closed::TimedOut);
             }
+            self.forced = Forced::KeepAlive;
         }
         if self.loss_timer.deadline().is_some_and(|at| now >= at) {
             return self.loss_timeout(config, stats, now);

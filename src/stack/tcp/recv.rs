@@ -246,10 +246,6 @@ impl Receiver {
         self.ring.slices(0, usize::MAX)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.ring.len() == 0
-    }
-
     /// The reader has taken `octets`.
     pub(super) fn consume(&mut self, octets: usize, pool: &mut Pool) {
         self.ring.consume(octets);

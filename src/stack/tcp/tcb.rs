@@ -157,7 +157,7 @@ pub(super) struct Settled {
 
 /// The transmission control block.
 #[derive(Debug)]
-pub(super) struct Tcb {
+pub(in crate::stack) struct Tcb {
     /// SND.UNA, SND.NXT, SND.WND, SND.WL1, SND.WL2, MAX.SND.WND.
     pub(super) snd_una: SeqNumber,
     pub(super) snd_nxt: SeqNumber,

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Everything that is done to this project, one command each. `./build-all.sh test` on a new machine installs what it needs and runs every test.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+# Programs that the tests talk to, and the package of each.
+readonly PROGRAMS=(
+    microsocks:microsocks danted:dante-server curl:curl iperf3:iperf3 dig:dnsutils dnsperf:dnsperf ip:iproute2 nft:nftables
+    ping:iputils-ping ps:procps nc:netcat-openbsd setpriv:util-linux python3:python3 prlimit:util-linux
+)
+readonly CARGO_DENY=0.20
+
+usage() {
+    cat <<'TEXT'
+usage: ./build-all.sh COMMAND
+  deps    install the programs that the tests use (Debian packages; root or sudo)
+  check   format, lints, documentation, licences, the core without an OS
+  test    deps, then every test; as root, or set ZTUN_SKIP_NETNS=1 to leave out those that need network namespaces
+  bench   micro-benches, then ztun beside tun2proxy and a plain relay (root)
+  demo    see it work
+TEXT
+}
+
+say() { printf '== %s\n' "$*"; }
+
+missing_packages() {
+    local entry
+    for entry in "${PROGRAMS[@]}"; do
+        PATH="$PATH:/usr/sbin:/sbin" command -v "${entry%%:*}" >/dev/null || printf '%s\n' "${entry##*:}"
+    done | sort -u
+}
+
+deps() {
+    local packages as_root=()
+    mapfile -t packages < <(missing_packages)
+    if [ ${#packages[@]} -eq 0 ]; then
+        return
+    fi
+    say "installing ${packages[*]}"
+    command -v apt-get >/dev/null || { say "no apt-get here: install ${packages[*]} yourself"; return 1; }
+    if [ "$(id -u)" -ne 0 ]; then
+        as_root=(sudo)
+    fi
+    "${as_root[@]}" apt-get update -qq
+    # The servers among them must not be started: the tests start their own.
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+        apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
+    mapfile -t packages < <(missing_packages)
+    if [ ${#packages[@]} -ne 0 ]; then
+        say "still missing after the installation: ${packages[*]}"
+        return 1
+    fi
+}
+
+cargo_deny() {
+    if ! cargo deny --version >/dev/null 2>&1; then
+        say "installing cargo-deny"
+        cargo install --quiet --locked "cargo-deny@^$CARGO_DENY"
+    fi
+    cargo deny --log-level error check licenses bans
+}
+
+check() {
+    bash -n build-all.sh .ci/run
+    say "format";        cargo fmt --check
+    say "lints";         cargo clippy --quiet --locked --all-targets -- -D warnings
+    say "the core alone"; cargo clippy --quiet --locked --lib --no-default-features -- -D warnings
+    say "documentation"; RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --document-private-items
+    say "licences and bans"; cargo_deny
+    say "all checks passed"
+}
+
+tests() {
+    deps
+    export PATH="$PATH:/usr/sbin:/sbin"
+    say "unit, property, conformance, simulation and namespace tests"
+    cargo test --locked --no-fail-fast
+    say "all tests passed"
+}
+
+bench() {
+    deps
+    export PATH="$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin"
+    cargo build --release --locked
+    cargo bench --locked --bench micro
+    command -v tun2proxy-bin >/dev/null || cargo install --quiet --locked tun2proxy
+    cargo bench --locked --bench relay -- "$@"
+}
+
+case "${1:-}" in
+    deps) deps ;;
+    check) check ;;
+    test) tests ;;
+    bench) shift; bench "$@" ;;
+    demo) cargo run --quiet --release --locked -- demo ;;
+    *) usage; [ "${1:-}" = help ] || exit 2 ;;
+esac
