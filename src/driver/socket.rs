@@ -8,6 +8,9 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::os::fd::{AsRawFd, FromRawFd};
 
+/// Room for datagrams that wait for the loop, octets a socket.
+const DATAGRAM_BUFFER: usize = 1 << 20;
+
 /// How ztun's own sockets are told from the machine's.
 #[derive(Clone, Debug, Default)]
 pub struct EgressBinding {
@@ -67,6 +70,10 @@ impl EgressBinding {
             Socket::new(Domain::for_address(any), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
         if v6 {
             socket.set_only_v6(true)?;
+        }
+        // The kernel grants what net.core.rmem_max allows; with less, a burst of answers loses more.
+        if let Err(error) = socket.set_recv_buffer_size(DATAGRAM_BUFFER) {
+            log::debug!("SO_RCVBUF: {error}");
         }
         self.apply(&socket, peer.or(Some(any)), egress)?;
         socket.bind(&SockAddr::from(any))?;

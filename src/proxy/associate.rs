@@ -14,6 +14,7 @@ use crate::wire::socks5::{Address, Reply, UdpHeader};
 use core::net::{IpAddr, SocketAddr};
 use mio::Interest;
 use mio::net::UdpSocket;
+use socket2::SockRef;
 use std::io;
 
 /// Datagrams that one socket may move before others get their turn.
@@ -22,6 +23,9 @@ const BUDGET: usize = 64;
 const HEADROOM: usize = 4 + 16 + 2;
 /// The longest datagram there can be.
 const MAX_DATAGRAM: usize = 65_535;
+
+/// Room for a burst of datagrams, octets: a dozen of the largest ones.
+const RECEIVE_BUFFER: usize = 1 << 20;
 
 /// A socket and what the poll said about it last.
 #[derive(Debug)]
@@ -33,6 +37,10 @@ struct Socket {
 impl Socket {
     fn open(addr: SocketAddr, port: Port, key: usize, shared: &Shared) -> io::Result<Socket> {
         let mut socket = UdpSocket::bind(addr)?;
+        // The kernel grants what net.core.rmem_max allows; with less, a burst loses more.
+        if let Err(error) = SockRef::from(&socket).set_recv_buffer_size(RECEIVE_BUFFER) {
+            log::debug!("SO_RCVBUF: {error}");
+        }
         shared.registry.register(&mut socket, port.token(key), Interest::READABLE)?;
         Ok(Socket { socket, readable: false })
     }
