@@ -6,7 +6,7 @@ use crate::outbound::rule::Rule;
 use crate::stack::{EchoMode, StackConfig};
 use crate::time::Duration;
 use core::fmt;
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use core::str::FromStr;
 
 /// A network: address and prefix length, host bits as given.
@@ -226,6 +226,27 @@ pub struct HostPlanConfig {
     pub local_proxy: bool,
     /// Let the kernel segment and sum on the device, where it can (`--offload`).
     pub offload: bool,
+}
+
+impl Default for HostPlanConfig {
+    /// What the command line documents.
+    fn default() -> HostPlanConfig {
+        let net = |addr: IpAddr, prefix| Cidr { addr, prefix };
+        let v6 = Ipv6Addr::new(0xfd7a, 0x7a74, 0x756e, 0, 0, 0, 0, 1);
+        HostPlanConfig {
+            tun: "ztun0".into(),
+            tun_fd: None,
+            addresses: vec![net(Ipv4Addr::new(198, 18, 0, 1).into(), 16), net(v6.into(), 64)],
+            mtu: 1500,
+            routes: vec![net(Ipv4Addr::UNSPECIFIED.into(), 0), net(Ipv6Addr::UNSPECIFIED.into(), 0)],
+            bypass: Vec::new(),
+            no_route: false,
+            interface: None,
+            mark: 0x7a74,
+            local_proxy: true,
+            offload: true,
+        }
+    }
 }
 
 /// A whole run.

@@ -2,14 +2,15 @@
 
 use super::Error;
 use super::options::{
-    AcceptChoice, Auto, IcmpChoice, Ipv6Choice, ProxyServerOptions, RunOptions, UdpChoice, WayOptions,
+    AcceptChoice, Auto, ExecOptions, IcmpChoice, Ipv6Choice, ProxyServerOptions, RunOptions, UdpChoice,
+    WayOptions,
 };
 use super::value::{self, ProxyUrl, User};
 use crate::config::{Accept, Cidr, Config, Credentials, EngineConfig, HostPlanConfig, Proxy, UdpMode};
 use crate::outbound::rule::{Route, Rule};
 use crate::stack::{EchoMode, StackConfig, TcpConfig};
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
 /// What is done with names of hosts.
@@ -32,29 +33,32 @@ pub(super) fn config(options: &RunOptions, names: Names) -> Result<Config, Error
     if options.tun_fd.is_some() && options.interface.as_deref() == Some(options.tun.as_str()) {
         return Err(Error::usage("--interface names the tunnel's own device", "name the one that leads out"));
     }
-    let everything = [
-        Cidr { addr: Ipv4Addr::UNSPECIFIED.into(), prefix: 0 },
-        Cidr { addr: Ipv6Addr::UNSPECIFIED.into(), prefix: 0 },
-    ];
     let mut bypass = Vec::new();
     for text in &options.bypass {
         bypass.extend(bypassed(text, names)?);
     }
-    let host = HostPlanConfig {
+    let mut host = HostPlanConfig {
         tun: options.tun.clone(),
         tun_fd: options.tun_fd,
-        addresses: addresses(&options.way),
-        mtu: options.way.mtu,
-        routes: if options.route.is_empty() { everything.to_vec() } else { options.route.clone() },
         bypass,
         no_route: options.no_route,
         interface: options.interface.clone(),
         mark: options.mark,
         local_proxy: options.local_proxy == Auto::Auto,
-        offload: options.way.offload == Auto::Auto,
+        ..device(&options.way)
     };
+    if !options.route.is_empty() {
+        host.routes.clone_from(&options.route);
+    }
     let engine = engine(&options.way, names)?;
     Ok(Config { engine, host, require_proxy: options.way.require_proxy })
+}
+
+/// The configuration of `ztun exec`. Without a proxy `proxies` is empty: the embedded one is to be used.
+pub(super) fn exec_config(options: &ExecOptions) -> Result<Config, Error> {
+    let way = &options.way;
+    let host = HostPlanConfig { tun: "tun0".into(), no_route: true, ..device(way) };
+    Ok(Config { engine: engine(way, Names::Resolved)?, host, require_proxy: way.require_proxy })
 }
 
 /// Who `ztun proxy` lets in.
@@ -65,16 +69,14 @@ pub(super) fn server_credentials(options: &ProxyServerOptions) -> Result<Option<
     credentials.map(Some).map_err(|why| Error::usage(why, "choose another --user or --password-file"))
 }
 
-fn addresses(way: &WayOptions) -> Vec<Cidr> {
-    if way.address.is_empty() {
-        let v6 = Ipv6Addr::new(0xfd7a, 0x7a74, 0x756e, 0, 0, 0, 0, 1);
-        vec![
-            Cidr { addr: Ipv4Addr::new(198, 18, 0, 1).into(), prefix: 16 },
-            Cidr { addr: v6.into(), prefix: 64 },
-        ]
-    } else {
-        way.address.clone()
+/// What is asked of the device; the rest as documented.
+fn device(way: &WayOptions) -> HostPlanConfig {
+    let mut host =
+        HostPlanConfig { mtu: way.mtu, offload: way.offload == Auto::Auto, ..HostPlanConfig::default() };
+    if !way.address.is_empty() {
+        host.addresses.clone_from(&way.address);
     }
+    host
 }
 
 fn engine(way: &WayOptions, names: Names) -> Result<EngineConfig, Error> {

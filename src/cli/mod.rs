@@ -20,7 +20,7 @@ use crate::proxy::{ProxyConfig, Server};
 use crate::session::{self, Ended, RunError};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser};
-use options::{ProxyServerOptions, RunOptions};
+use options::{ExecOptions, ProxyServerOptions, RunOptions};
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
@@ -92,6 +92,13 @@ impl From<RunError> for Error {
     }
 }
 
+/// Tells an error on standard error; gives its exit status.
+pub fn print_error(error: &Error) -> u8 {
+    // Nobody can be told that standard error is closed.
+    let _ = writeln!(io::stderr().lock(), "{error}");
+    error.code
+}
+
 /// Does what `args` say (the program's name first); gives the exit status.
 ///
 /// # Errors
@@ -106,9 +113,12 @@ where
         Ok(cli) => cli,
         Err(error) => return refused(&error),
     };
-    logging::start(&cli.log, false);
+    let quiet = matches!(cli.command, Some(Command::Exec(_) | Command::Demo));
+    logging::start(&cli.log, quiet);
     match cli.command {
         None => route(&cli.run),
+        Some(Command::Exec(options)) => exec(&options),
+        Some(Command::Demo) => demo(),
         Some(Command::Proxy(options)) => proxy(&options),
         Some(Command::Restore { tun }) => restore(&tun),
         Some(Command::Completions { shell }) => print(|out| {
@@ -202,6 +212,20 @@ fn restore(tun: &str) -> Result<u8, Error> {
     let report = crate::host::restore(tun).map_err(RunError::from)?;
     print(|out| writeln!(out, "{report}"))?;
     Ok(u8::from(!report.is_ok()))
+}
+
+fn exec(options: &ExecOptions) -> Result<u8, Error> {
+    let config = build::exec_config(options)?;
+    Ok(session::exec::run(&config, &options.command)?)
+}
+
+fn demo() -> Result<u8, Error> {
+    match crate::demo::run(&mut io::stdout().lock()) {
+        Ok(worked) => Ok(u8::from(!worked)),
+        // It has said why.
+        Err(RunError::Child(code)) => Ok(code),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

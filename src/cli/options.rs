@@ -5,6 +5,7 @@ use crate::config::Cidr;
 use crate::outbound::rule::Rule;
 use crate::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -35,6 +36,10 @@ pub struct Cli {
 /// Everything besides the router.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Run a command in a private network namespace whose only way out is the tunnel; the machine is left alone
+    Exec(ExecOptions),
+    /// See it work in ten seconds: private namespaces, the embedded proxy, real kernel sockets, figures
+    Demo,
     /// The embedded SOCKS5 server: CONNECT and UDP ASSOCIATE
     Proxy(ProxyServerOptions),
     /// Undo what a run that died left behind
@@ -247,6 +252,17 @@ pub struct RunOptions {
     /// Print the changes to the machine, with their undo; make none
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// Options of `ztun exec`.
+#[derive(Args, Debug)]
+pub struct ExecOptions {
+    /// How traffic leaves; the embedded proxy when none is named.
+    #[command(flatten)]
+    pub way: WayOptions,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
 }
 
 /// Options of `ztun proxy`.

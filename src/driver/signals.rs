@@ -14,10 +14,19 @@ pub struct Signals {
 impl Signals {
     /// Takes over the signals that ask a program to stop.
     pub fn new() -> io::Result<Signals> {
+        Signals::take(&[SIGINT, SIGTERM, SIGHUP])
+    }
+
+    /// Takes over those that are meant for this program when a command runs under it: a terminal sends SIGINT to the command too.
+    pub fn for_command() -> io::Result<Signals> {
+        Signals::take(&[SIGTERM, SIGHUP])
+    }
+
+    fn take(signals: &[i32]) -> io::Result<Signals> {
         let (pipe, write) = std::os::unix::net::UnixStream::pair()?;
         pipe.set_nonblocking(true)?;
         let mut ids = Vec::new();
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        for &signal in signals {
             ids.push(signal_hook::low_level::pipe::register(signal, write.try_clone()?)?);
         }
         Ok(Signals { pipe: UnixStream::from_std(pipe), ids })

@@ -11,7 +11,8 @@
 //! What a process that dies takes along by itself (the device, its addresses, the routes into it) and what stays (the rules, which then lead
 //! into an empty table and so on to the machine's own) is in `docs/HOST-CHANGES.md`.
 //!
-//! [`owner`] tells whether a flow comes from a proxy on this machine. Nothing here knows the engine.
+//! [`owner`] tells whether a flow comes from a proxy on this machine. [`netns`] gives a program a network of its own, in a [`process`] of its own.
+//! Nothing here knows the engine.
 
 pub mod change;
 pub mod plan;
@@ -23,7 +24,11 @@ mod linux;
 #[cfg(target_os = "linux")]
 mod netlink;
 #[cfg(target_os = "linux")]
+pub mod netns;
+#[cfg(target_os = "linux")]
 pub mod owner;
+#[cfg(target_os = "linux")]
+pub mod process;
 #[cfg(target_os = "linux")]
 mod session;
 #[cfg(target_os = "linux")]

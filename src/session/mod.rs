@@ -9,6 +9,8 @@
 //! **Stop.** The loop ends its flows and closes its sockets; then the changes to the machine are undone, the latest first; then the device goes.
 //! A step that fails does not skip the next. A panic takes the same way, by the drops of the same values.
 
+#[cfg(target_os = "linux")]
+pub mod exec;
 mod notify;
 mod probe;
 
@@ -51,6 +53,10 @@ pub enum RunError {
     },
     /// The loop failed while running.
     Loop(io::Error),
+    /// A process of ours ended with this status; it has said why.
+    Child(u8),
+    /// Standard output is closed.
+    Output(io::Error),
     /// The run is over, but something that it changed could not be undone.
     Cleanup {
         /// What is left.
@@ -66,6 +72,7 @@ impl RunError {
             RunError::Proxy { .. } => Some(
                 "check the address, and user and password; without --require-proxy ztun waits for the proxy",
             ),
+            RunError::Child(_) | RunError::Output(_) => None,
             RunError::Loop(_) => {
                 Some("start again; if the device was deleted by another program, stop that one")
             }
@@ -76,7 +83,8 @@ impl RunError {
     /// The exit status of the contract of the command line.
     pub fn exit_code(&self) -> u8 {
         match self {
-            RunError::Loop(_) | RunError::Cleanup { .. } => 1,
+            RunError::Loop(_) | RunError::Cleanup { .. } | RunError::Output(_) => 1,
+            RunError::Child(code) => *code,
             RunError::Machine { .. } => 3,
             RunError::Proxy { .. } => 4,
         }
@@ -89,6 +97,8 @@ impl fmt::Display for RunError {
             RunError::Machine { what, .. } => f.write_str(what),
             RunError::Proxy { why } => write!(f, "no proxy can be used: {why}"),
             RunError::Loop(_) => f.write_str("the event loop failed"),
+            RunError::Child(code) => write!(f, "a process of this run ended with status {code}"),
+            RunError::Output(_) => f.write_str("cannot write to standard output"),
             RunError::Cleanup { report } => write!(f, "not everything could be undone: {report}"),
         }
     }
@@ -97,8 +107,10 @@ impl fmt::Display for RunError {
 impl std::error::Error for RunError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            RunError::Machine { source, .. } | RunError::Loop(source) => Some(source),
-            RunError::Proxy { .. } | RunError::Cleanup { .. } => None,
+            RunError::Machine { source, .. } | RunError::Loop(source) | RunError::Output(source) => {
+                Some(source)
+            }
+            RunError::Proxy { .. } | RunError::Cleanup { .. } | RunError::Child(_) => None,
         }
     }
 }

@@ -1,0 +1,142 @@
+//! Child processes that go on in this program instead of executing another one.
+//!
+//! A child is a copy of this process with its one thread, so it may do anything that the parent might have done. It ends with its parent
+//! (PR_SET_PDEATHSIG), and a [`Child`] that is dropped is killed and waited for: nothing stays behind on either side.
+
+use std::io::{self, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+
+/// A child process.
+#[derive(Debug)]
+pub struct Child {
+    pid: libc::pid_t,
+    pidfd: Option<OwnedFd>,
+    ended: bool,
+}
+
+/// How a child has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ExitStatus {
+    /// By itself, with this status.
+    Code(u8),
+    /// By this signal.
+    Signal(u8),
+}
+
+impl ExitStatus {
+    /// As a shell reports it: 128 and the number of the signal.
+    pub fn code(self) -> u8 {
+        match self {
+            ExitStatus::Code(code) => code,
+            ExitStatus::Signal(signal) => signal.saturating_add(128),
+        }
+    }
+}
+
+/// Runs `body` in a child process, which ends with the status that it returns, and no later than this process.
+///
+/// # Errors
+///
+/// The system refuses a process, or this one has more than one thread: a copy of one of them would find the locks of the others held for ever.
+pub fn fork(body: impl FnOnce() -> u8) -> io::Result<Child> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("a process with several threads cannot be copied"));
+    }
+    io::stdout().flush()?;
+    // Whoever started this may have had it ignored; then a child's status would be lost with the child.
+    // SAFETY: SIG_DFL is no function of ours; the call takes numbers.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    // SAFETY: getpid has no arguments and cannot fail.
+    let parent = unsafe { libc::getpid() };
+    // SAFETY: this process has one thread, so its copy is whole: no lock is held by a thread that is not in it.
+    let pid = unsafe { libc::fork() };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if pid == 0 {
+        // SAFETY: both calls take numbers only.
+        let orphan =
+            unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM) < 0 || libc::getppid() != parent };
+        // A panic has been printed by its hook; it must not unwind into the copy of the parent's frames.
+        let body = std::panic::AssertUnwindSafe(body);
+        let code = if orphan { 1 } else { std::panic::catch_unwind(body).unwrap_or(101) };
+        // What cannot be written any more has nobody to read it.
+        let _ = io::stdout().flush();
+        // SAFETY: _exit takes a number and does not return.
+        unsafe { libc::_exit(code.into()) }
+    }
+    let mut child = Child { pid, pidfd: None, ended: false };
+    // SAFETY: pidfd_open takes numbers; the child is ours and has not been waited for, so its number is its own.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        // Dropped, the child is killed.
+        return Err(io::Error::last_os_error());
+    }
+    let fd = libc::c_int::try_from(fd).expect("a descriptor is an int");
+    // SAFETY: the descriptor was just made, and nobody else has it.
+    child.pidfd = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(child)
+}
+
+impl Child {
+    /// The process id.
+    pub fn id(&self) -> i32 {
+        self.pid
+    }
+
+    /// A descriptor that becomes readable when the child ends.
+    pub fn pidfd(&self) -> io::Result<OwnedFd> {
+        self.pidfd.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?.try_clone()
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        // SAFETY: kill takes numbers; the child has not been waited for, so its number is its own.
+        if self.ended || unsafe { libc::kill(self.pid, signal) } == 0 {
+            return Ok(());
+        }
+        Err(io::Error::last_os_error())
+    }
+
+    /// Waits for the child's end.
+    pub fn wait(&mut self) -> io::Result<ExitStatus> {
+        loop {
+            let mut status = 0;
+            // SAFETY: the pointer is to a live int; the child is ours and was not waited for before.
+            if unsafe { libc::waitpid(self.pid, &raw mut status, 0) } == self.pid {
+                self.ended = true;
+                let octet = |number: i32| u8::try_from(number & 0xff).unwrap_or(u8::MAX);
+                return Ok(if libc::WIFSIGNALED(status) {
+                    ExitStatus::Signal(octet(libc::WTERMSIG(status)))
+                } else {
+                    ExitStatus::Code(octet(libc::WEXITSTATUS(status)))
+                });
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                self.ended = true;
+                return Err(error);
+            }
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        let ended = self.signal(libc::SIGKILL).and_then(|()| self.wait());
+        if let Err(error) = ended {
+            log::debug!("process {}: {error}", self.pid);
+        }
+    }
+}
+
+/// Leaves SIGINT and SIGQUIT to the children: a terminal sends them to all, and the one whose work it is decides.
+pub fn ignore_terminal_signals() {
+    for signal in [libc::SIGINT, libc::SIGQUIT] {
+        // SAFETY: SIG_IGN is no function of ours; the call takes numbers.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
+}
