@@ -208,7 +208,8 @@ impl<D: Device> Driver<D> {
         for event in events.iter() {
             match event.token() {
                 TUN => {
-                    self.tun_readable |= event.is_readable();
+                    // A device that was deleted is an error only: reading tells which.
+                    self.tun_readable |= event.is_readable() || event.is_error() || event.is_read_closed();
                     if event.is_writable() {
                         self.retry_pending();
                     }
