@@ -19,6 +19,8 @@ pub mod clock;
 pub mod limits;
 pub mod signals;
 pub mod socket;
+mod transfer;
+mod wakeup;
 
 pub use clock::Clock;
 pub use signals::Signals;
@@ -33,9 +35,10 @@ use mio::net::{TcpStream, UdpSocket};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use wakeup::Wakeup;
 
 /// Packets taken from the TUN in one turn.
 const TUN_BUDGET: usize = 256;
@@ -103,6 +106,9 @@ struct OsSocket {
     writable: bool,
     /// Stands in `ready`.
     queued: bool,
+    wakeup: Wakeup,
+    /// Stands in `looks`.
+    looked_for: bool,
 }
 
 /// The loop.
@@ -122,6 +128,8 @@ pub struct Driver<D> {
     tun_pending: Option<Refused>,
     /// UDP sockets whose datagrams wait until the TUN takes packets again.
     held: Vec<SocketId>,
+    /// Connections of which the kernel may be keeping octets back, and when to look: the earliest first.
+    looks: VecDeque<(Instant, SocketId)>,
     buffer: Box<[u8]>,
     stopping: Option<Stopping>,
 }
@@ -174,6 +182,7 @@ impl<D: Device> Driver<D> {
             tun_readable: true,
             tun_pending: None,
             held: Vec::new(),
+            looks: VecDeque::new(),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             stopping: None,
         })
@@ -224,6 +233,7 @@ impl<D: Device> Driver<D> {
             }
         }
         self.take_packets(now)?;
+        self.look_again(now);
         self.serve_ready(now);
         self.engine.handle_timeout(now);
         self.give(now);
@@ -235,7 +245,8 @@ impl<D: Device> Driver<D> {
             return Some(Duration::ZERO);
         }
         let stop = self.stopping.map(|stopping| stopping.deadline);
-        let deadline = [self.engine.poll_timeout(), stop].into_iter().flatten().min()?;
+        let look = self.looks.front().map(|(at, _)| *at);
+        let deadline = [self.engine.poll_timeout(), stop, look].into_iter().flatten().min()?;
         // epoll counts in milliseconds and mio rounds up, so that a deadline is never waited for in a busy loop.
         Some(deadline.since(self.clock.now()))
     }
@@ -399,195 +410,6 @@ impl<D: Device> Driver<D> {
         }
     }
 
-    // ---- sockets ----
-
-    fn os_socket(&mut self, id: SocketId) -> Option<&mut OsSocket> {
-        self.sockets.get_mut(id.index() as usize)?.as_mut().filter(|socket| socket.id == id)
-    }
-
-    fn socket_event(&mut self, id: SocketId, event: &mio::event::Event) {
-        let Some(socket) = self.os_socket(id) else { return };
-        socket.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
-        socket.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
-        self.enqueue(id);
-    }
-
-    fn enqueue(&mut self, id: SocketId) {
-        if let Some(socket) = self.os_socket(id)
-            && !socket.queued
-        {
-            socket.queued = true;
-            self.ready.push_back(id);
-        }
-    }
-
-    /// Serves each socket that was ready when the turn began, once.
-    fn serve_ready(&mut self, now: Instant) {
-        for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
-            let Some(socket) = self.os_socket(id) else { continue };
-            socket.queued = false;
-            match socket.io {
-                Io::Tcp { .. } => {
-                    if self.complete_connect(id, now) {
-                        self.write_stream(id, now);
-                        self.read_stream(id, now);
-                    }
-                }
-                Io::Udp(_) => self.read_datagrams(id, now),
-            }
-        }
-    }
-
-    /// Whether the connection is established; tells the engine when it has just become so, or failed.
-    fn complete_connect(&mut self, id: SocketId, now: Instant) -> bool {
-        let Some(socket) = self.os_socket(id) else { return false };
-        let writable = socket.writable;
-        let Io::Tcp { stream, connected } = &mut socket.io else { return false };
-        if *connected || !writable {
-            return *connected;
-        }
-        let error = match stream.take_error() {
-            Ok(Some(error)) | Err(error) => Some(error),
-            Ok(None) => stream.peer_addr().err().filter(|error| error.kind() != ErrorKind::NotConnected),
-        };
-        match error {
-            Some(error) => {
-                self.engine.handle_socket_error(id, socket::classify(&error), now);
-                false
-            }
-            None => {
-                *connected = true;
-                self.engine.handle_connected(id, now);
-                true
-            }
-        }
-    }
-
-    fn read_stream(&mut self, id: SocketId, now: Instant) {
-        let mut budget = STREAM_BUDGET;
-        while budget > 0 {
-            let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
-            let Io::Tcp { stream, connected: true } = &mut socket.io else { return };
-            if socket.id != id || !socket.readable {
-                return;
-            }
-            let Some((first, second)) = self.engine.read_space(id) else { return };
-            let read = stream.read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
-            match read {
-                Ok(0) => {
-                    socket.readable = false;
-                    return self.engine.read_eof(id, now);
-                }
-                Ok(octets) => {
-                    budget = budget.saturating_sub(octets);
-                    self.engine.read_done(id, octets, now);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    socket.readable = false;
-                    // The room that was lent is given back: an idle flow holds no buffer.
-                    return self.engine.read_done(id, 0, now);
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => {
-                    socket.readable = false;
-                    return self.engine.handle_socket_error(id, socket::classify(&error), now);
-                }
-            }
-        }
-        self.enqueue(id);
-    }
-
-    fn write_stream(&mut self, id: SocketId, now: Instant) {
-        let mut budget = STREAM_BUDGET;
-        while budget > 0 {
-            let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
-            let Io::Tcp { stream, connected: true } = &mut socket.io else { return };
-            if socket.id != id || !socket.writable {
-                return;
-            }
-            let Some((first, second)) = self.engine.write_slices(id) else { return };
-            let written = stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]);
-            match written {
-                Ok(octets) => {
-                    budget = budget.saturating_sub(octets.max(1));
-                    self.engine.write_done(id, octets, now);
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    socket.writable = false;
-                    return;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => {
-                    socket.writable = false;
-                    return self.engine.handle_write_error(id, socket::classify(&error), now);
-                }
-            }
-        }
-        self.enqueue(id);
-    }
-
-    /// Writes octets that are at hand; how many were taken.
-    fn write_now(&mut self, id: SocketId, octets: &[u8]) -> io::Result<usize> {
-        let Some(socket) = self.os_socket(id) else { return Ok(0) };
-        let Io::Tcp { stream, connected: true } = &mut socket.io else { return Ok(0) };
-        let mut taken = 0;
-        while socket.writable && taken < octets.len() {
-            match stream.write(&octets[taken..]) {
-                Ok(written) => taken += written,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => socket.writable = false,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(taken)
-    }
-
-    fn read_datagrams(&mut self, id: SocketId, now: Instant) {
-        let mut buffer = core::mem::take(&mut self.buffer);
-        let drained = self.read_datagrams_into(id, &mut buffer, now);
-        self.buffer = buffer;
-        if !drained {
-            self.enqueue(id);
-        }
-    }
-
-    fn read_datagrams_into(&mut self, id: SocketId, buffer: &mut [u8], now: Instant) -> bool {
-        for _ in 0..DATAGRAM_BUDGET {
-            if self.tun_pending.is_some() {
-                // The socket's own queue holds what comes until the TUN takes packets again.
-                self.held.push(id);
-                return true;
-            }
-            let Some(socket) = self.os_socket(id) else { return true };
-            if !socket.readable {
-                return true;
-            }
-            let Io::Udp(udp) = &socket.io else { return true };
-            let (octets, from) = match udp.recv_from(buffer) {
-                Ok((octets, from)) => (octets, from),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    socket.readable = false;
-                    return true;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => {
-                    self.engine.handle_socket_error(id, socket::classify(&error), now);
-                    continue;
-                }
-            };
-            let payload = buffer.get(..octets).unwrap_or_default();
-            if let Some(mut datagram) = self.engine.handle_datagram(id, Some(from), payload, now) {
-                while let Some(packet) = datagram.next_packet() {
-                    if !Self::transmit(&mut self.device, &mut self.tun_pending, &packet) {
-                        break;
-                    }
-                }
-            }
-        }
-        false
-    }
-
     // ---- what the engine asks for ----
 
     fn give(&mut self, now: Instant) {
@@ -667,7 +489,15 @@ impl<D: Device> Driver<D> {
         if index >= self.sockets.len() {
             self.sockets.resize_with(index + 1, || None);
         }
-        self.sockets[index] = Some(OsSocket { id, io, readable: false, writable: false, queued: false });
+        self.sockets[index] = Some(OsSocket {
+            id,
+            io,
+            readable: false,
+            writable: false,
+            queued: false,
+            wakeup: Wakeup::default(),
+            looked_for: false,
+        });
     }
 
     fn close(&mut self, id: SocketId, abort: bool) {

@@ -101,6 +101,23 @@ pub(super) fn send_datagram(
     Ok(())
 }
 
+/// Has the kernel tell of a connection's octets only when there are so many (SO_RCVLOWAT), or none will follow.
+pub(super) fn wake_at(stream: &TcpStream, octets: usize) -> io::Result<()> {
+    let octets = libc::c_int::try_from(octets).unwrap_or(libc::c_int::MAX);
+    let len = size_of_val(&octets) as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the option's value is one int that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            (&raw const octets).cast(),
+            len,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Closes a connection with RST: unsent octets are thrown away (SO_LINGER 0).
 pub(super) fn abort(stream: TcpStream) {
     let borrowed = BorrowedSocket::new(&stream);

@@ -1,0 +1,264 @@
+//! Octets between the sockets and the engine: reads into the engine's rings, writes out of them, each up to a budget.
+
+use super::wakeup::{self, Advice};
+use super::{DATAGRAM_BUDGET, Driver, Io, OsSocket, STREAM_BUDGET, socket};
+use crate::engine::SocketId;
+use crate::time::Instant;
+use crate::tun::Device;
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+
+impl<D: Device> Driver<D> {
+    pub(super) fn os_socket(&mut self, id: SocketId) -> Option<&mut OsSocket> {
+        self.sockets.get_mut(id.index() as usize)?.as_mut().filter(|socket| socket.id == id)
+    }
+
+    pub(super) fn socket_event(&mut self, id: SocketId, event: &mio::event::Event) {
+        let Some(socket) = self.os_socket(id) else { return };
+        socket.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        socket.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+        self.enqueue(id);
+    }
+
+    pub(super) fn enqueue(&mut self, id: SocketId) {
+        if let Some(socket) = self.os_socket(id)
+            && !socket.queued
+        {
+            socket.queued = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    /// Serves each socket that was ready when the turn began, once.
+    pub(super) fn serve_ready(&mut self, now: Instant) {
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { return };
+            let Some(socket) = self.os_socket(id) else { continue };
+            socket.queued = false;
+            match socket.io {
+                Io::Tcp { .. } => {
+                    if self.complete_connect(id, now) {
+                        self.write_stream(id, now);
+                        self.read_stream(id, now);
+                    }
+                }
+                Io::Udp(_) => self.read_datagrams(id, now),
+            }
+        }
+    }
+
+    /// Whether the connection is established; tells the engine when it has just become so, or failed.
+    pub(super) fn complete_connect(&mut self, id: SocketId, now: Instant) -> bool {
+        let Some(socket) = self.os_socket(id) else { return false };
+        let writable = socket.writable;
+        let Io::Tcp { stream, connected } = &mut socket.io else { return false };
+        if *connected || !writable {
+            return *connected;
+        }
+        let error = match stream.take_error() {
+            Ok(Some(error)) | Err(error) => Some(error),
+            Ok(None) => stream.peer_addr().err().filter(|error| error.kind() != ErrorKind::NotConnected),
+        };
+        match error {
+            Some(error) => {
+                self.engine.handle_socket_error(id, socket::classify(&error), now);
+                false
+            }
+            None => {
+                *connected = true;
+                self.engine.handle_connected(id, now);
+                true
+            }
+        }
+    }
+
+    pub(super) fn read_stream(&mut self, id: SocketId, now: Instant) {
+        let mut budget = STREAM_BUDGET;
+        while budget > 0 {
+            let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
+            let Io::Tcp { stream, connected: true } = &mut socket.io else { return };
+            if socket.id != id || !socket.readable {
+                return;
+            }
+            let Some((first, second)) = self.engine.read_space(id) else { return };
+            let read = stream.read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
+            match read {
+                Ok(0) => {
+                    socket.readable = false;
+                    return self.engine.read_eof(id, now);
+                }
+                Ok(octets) => {
+                    budget = budget.saturating_sub(octets);
+                    self.engine.read_done(id, octets, now);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    socket.readable = false;
+                    // The room that was lent is given back: an idle flow holds no buffer.
+                    self.engine.read_done(id, 0, now);
+                    return self.moderate(id, STREAM_BUDGET.saturating_sub(budget), now);
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    socket.readable = false;
+                    return self.engine.handle_socket_error(id, socket::classify(&error), now);
+                }
+            }
+        }
+        self.enqueue(id);
+    }
+
+    /// Octets went the other way.
+    fn sent(&mut self, id: SocketId) {
+        if let Some(socket) = self.os_socket(id) {
+            let advice = socket.wakeup.wrote();
+            self.heed(id, advice);
+        }
+    }
+
+    /// Decides how soon the kernel is to tell of the next octets, after `octets` were read until there were no more.
+    fn moderate(&mut self, id: SocketId, octets: usize, now: Instant) {
+        let Some(socket) = self.os_socket(id) else { return };
+        let advice = socket.wakeup.read(octets, now);
+        self.heed(id, advice);
+        self.look_later(id);
+    }
+
+    /// Notes when to look at the connection, once.
+    fn look_later(&mut self, id: SocketId) {
+        if let Some(socket) = self.os_socket(id)
+            && !socket.looked_for
+            && let Some(at) = socket.wakeup.look_at()
+        {
+            socket.looked_for = true;
+            self.looks.push_back((at, id));
+        }
+    }
+
+    fn heed(&mut self, id: SocketId, advice: Advice) {
+        let octets = match advice {
+            Advice::Keep => return,
+            Advice::Enough => wakeup::ENOUGH,
+            Advice::Each => 1,
+        };
+        if let Some(OsSocket { io: Io::Tcp { stream, .. }, .. }) = self.os_socket(id)
+            && let Err(error) = socket::wake_at(stream, octets)
+        {
+            log::debug!("SO_RCVLOWAT: {error}");
+        }
+    }
+
+    /// Reads the connections whose moment has come: the end of a burst wakes nobody.
+    pub(super) fn look_again(&mut self, now: Instant) {
+        while let Some((at, id)) = self.looks.front().copied() {
+            if at > now {
+                return;
+            }
+            self.looks.pop_front();
+            let Some(socket) = self.os_socket(id) else { continue };
+            socket.looked_for = false;
+            match socket.wakeup.look_at() {
+                Some(at) if at <= now => {
+                    socket.readable = true;
+                    self.enqueue(id);
+                }
+                // It has been read meanwhile.
+                Some(_) => self.look_later(id),
+                None => {}
+            }
+        }
+    }
+
+    pub(super) fn write_stream(&mut self, id: SocketId, now: Instant) {
+        let mut budget = STREAM_BUDGET;
+        while budget > 0 {
+            let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
+            let Io::Tcp { stream, connected: true } = &mut socket.io else { return };
+            if socket.id != id || !socket.writable {
+                return;
+            }
+            let Some((first, second)) = self.engine.write_slices(id) else { return };
+            let written = stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]);
+            match written {
+                Ok(octets) => {
+                    budget = budget.saturating_sub(octets.max(1));
+                    self.engine.write_done(id, octets, now);
+                    self.sent(id);
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    socket.writable = false;
+                    return;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => {
+                    socket.writable = false;
+                    return self.engine.handle_write_error(id, socket::classify(&error), now);
+                }
+            }
+        }
+        self.enqueue(id);
+    }
+
+    /// Writes octets that are at hand; how many were taken.
+    pub(super) fn write_now(&mut self, id: SocketId, octets: &[u8]) -> io::Result<usize> {
+        let Some(socket) = self.os_socket(id) else { return Ok(0) };
+        let Io::Tcp { stream, connected: true } = &mut socket.io else { return Ok(0) };
+        let mut taken = 0;
+        while socket.writable && taken < octets.len() {
+            match stream.write(&octets[taken..]) {
+                Ok(written) => taken += written,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => socket.writable = false,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let advice = socket.wakeup.wrote();
+        if advice != Advice::Keep {
+            self.heed(id, advice);
+        }
+        Ok(taken)
+    }
+
+    pub(super) fn read_datagrams(&mut self, id: SocketId, now: Instant) {
+        let mut buffer = core::mem::take(&mut self.buffer);
+        let drained = self.read_datagrams_into(id, &mut buffer, now);
+        self.buffer = buffer;
+        if !drained {
+            self.enqueue(id);
+        }
+    }
+
+    pub(super) fn read_datagrams_into(&mut self, id: SocketId, buffer: &mut [u8], now: Instant) -> bool {
+        for _ in 0..DATAGRAM_BUDGET {
+            if self.tun_pending.is_some() {
+                // The socket's own queue holds what comes until the TUN takes packets again.
+                self.held.push(id);
+                return true;
+            }
+            let Some(socket) = self.os_socket(id) else { return true };
+            if !socket.readable {
+                return true;
+            }
+            let Io::Udp(udp) = &socket.io else { return true };
+            let (octets, from) = match udp.recv_from(buffer) {
+                Ok((octets, from)) => (octets, from),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    socket.readable = false;
+                    return true;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    self.engine.handle_socket_error(id, socket::classify(&error), now);
+                    continue;
+                }
+            };
+            let payload = buffer.get(..octets).unwrap_or_default();
+            if let Some(mut datagram) = self.engine.handle_datagram(id, Some(from), payload, now) {
+                while let Some(packet) = datagram.next_packet() {
+                    if !Self::transmit(&mut self.device, &mut self.tun_pending, &packet) {
+                        break;
+                    }
+                }
+            }
+        }
+        false
+    }
+}
