@@ -42,6 +42,8 @@ use wakeup::Wakeup;
 
 /// Packets taken from the TUN in one turn.
 const TUN_BUDGET: usize = 256;
+/// Octets taken from the TUN in one turn: a bulk upload's super-segments must not keep others waiting.
+const TUN_OCTETS: usize = 1 << 20;
 /// Octets read from, and written to, one TCP socket in one turn.
 const STREAM_BUDGET: usize = 256 << 10;
 /// Datagrams taken from one UDP socket in one turn.
@@ -320,8 +322,9 @@ impl<D: Device> Driver<D> {
         if self.tun_pending.is_some() {
             return Ok(());
         }
+        let mut octets = 0;
         for _ in 0..TUN_BUDGET {
-            if !self.tun_readable {
+            if !self.tun_readable || octets >= TUN_OCTETS {
                 return Ok(());
             }
             // The buffer is lent to the packet while the engine works on it.
@@ -329,6 +332,7 @@ impl<D: Device> Driver<D> {
             let received = self.device.recv(&mut buffer);
             let result = match received {
                 Ok(received) => {
+                    octets += received.len;
                     let octets = buffer.get(..received.len).unwrap_or_default();
                     self.packet(Packet { octets, verify_checksum: received.verify_checksum }, now);
                     Ok(())
