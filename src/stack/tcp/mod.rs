@@ -20,7 +20,7 @@
 //!
 //! # Files
 //!
-//! `handshake` SYN queue and TIME-WAIT; `tcb` the block; `input` arriving segments; `output` leaving ones and the timers; `flight` SACK
+//! `listen` segments before and after a connection is synchronised, `handshake` the entries for them; `tcb` the block; `input` arriving segments; `output` leaving ones and the timers; `flight` SACK
 //! scoreboard and RACK; `rtt`, `cubic`; `recv` and `ring` the buffers; `handle` what the caller holds.
 
 mod cubic;
@@ -28,6 +28,7 @@ mod flight;
 mod handle;
 mod handshake;
 mod input;
+mod listen;
 mod output;
 mod recv;
 mod ring;
@@ -46,7 +47,7 @@ use crate::wire::checksum::Checksum;
 use crate::wire::ip::{IpPacket, protocol};
 use crate::wire::tcp::{SackBlocks, TcpFlags, TcpOptions, TcpSegment};
 use crate::wire::{Endpoint, SeqNumber, WireError};
-use handshake::{Offer, SynEntry, TimeWait};
+use handshake::{SynEntry, TimeWait};
 use input::Context;
 use output::Segment;
 use ring::Pool;
@@ -154,155 +155,6 @@ impl TcpLayer {
         }
     }
 
-    /// CLOSED and LISTEN: RFC 9293 3.10.7.1 and 3.10.7.2. Every port listens.
-    fn unknown<'p>(
-        &mut self,
-        key: FlowKey,
-        segment: &TcpSegment<'p>,
-        control: &mut ControlQueue,
-        stats: &mut Stats,
-        now: Instant,
-    ) -> Result<Ingress<'p>, DropReason> {
-        let flags = segment.flags;
-        if flags.rst() {
-            return Err(DropReason::NoFlow);
-        }
-        if flags.ack() {
-            control.reset(key, segment.ack, None, Limit::Stray, stats, now);
-            return Err(DropReason::NoFlow);
-        }
-        if !flags.syn() {
-            let ack = segment.seq + segment.len();
-            control.reset(key, SeqNumber(0), Some(ack), Limit::Stray, stats, now);
-            return Err(DropReason::NoFlow);
-        }
-        if flags.fin() {
-            return Err(DropReason::Unacceptable);
-        }
-        if !self.make_room() {
-            stats.syn_refused_full += 1;
-            control.reset(key, SeqNumber(0), Some(segment.seq + 1), Limit::Stray, stats, now);
-            return Err(DropReason::Full);
-        }
-        let entry = self.new_entry(key, segment, now);
-        let Ok(flow) = self.table.insert(key, Slot::Syn(entry)) else { return Err(DropReason::Full) };
-        self.syns += 1;
-        self.timers.set(flow.index(), entry.deadline(&self.config.tcp));
-        self.events.push_back(StackEvent::Syn { flow });
-        Ok(Ingress::Consumed)
-    }
-
-    /// RFC 6528 3: a clock of 4 microseconds and a keyed hash of the two ends.
-    fn new_entry(&self, key: FlowKey, syn: &TcpSegment<'_>, now: Instant) -> SynEntry {
-        let clock = (now.as_micros() / 4) as u32;
-        let iss = SeqNumber((self.isn.strong(&key) as u32).wrapping_add(clock));
-        let offset = self.offsets.strong(&(key.local.addr, key.remote.addr)) as u32;
-        SynEntry::new(syn, iss, offset, key.local.addr.is_ipv6(), now)
-    }
-
-    /// Whether another SYN may be taken in; the oldest connection in TIME-WAIT makes room in a full table.
-    fn make_room(&mut self) -> bool {
-        if self.syns >= self.config.tcp.max_syn {
-            return false;
-        }
-        if self.table.is_full() {
-            let Some(oldest) = self.time_wait.oldest().and_then(|index| self.table.id_at(index)) else {
-                return false;
-            };
-            self.forget(oldest);
-        }
-        true
-    }
-
-    /// SYN-RECEIVED, or a SYN that the caller has not answered: RFC 9293 3.10.7.4 for that state.
-    fn syn_received<'p>(
-        &mut self,
-        flow: FlowId,
-        key: FlowKey,
-        segment: &TcpSegment<'p>,
-        control: &mut ControlQueue,
-        stats: &mut Stats,
-        now: Instant,
-    ) -> Result<Ingress<'p>, DropReason> {
-        let offer = Offer::new(&self.config, key.local.addr.is_ipv6());
-        let Some(Slot::Syn(entry)) = self.table.get_mut(flow) else { return Err(DropReason::NoFlow) };
-        let flags = segment.flags;
-        let rcv_nxt = entry.irs + 1;
-        let within = segment.seq.ge(rcv_nxt) && segment.seq.lt(rcv_nxt + u32::from(offer.window).max(1));
-        if flags.rst() {
-            if segment.seq == rcv_nxt {
-                self.end(flow, Closed::Reset, control, now);
-                return Ok(Ingress::Consumed);
-            }
-            if within {
-                challenge(entry, key, offer, control, stats, now);
-            }
-            return Err(DropReason::Unacceptable);
-        }
-        if flags.syn() {
-            return self.syn_again(flow, key, segment, offer, control, stats, now);
-        }
-        if !flags.ack() {
-            return Err(DropReason::Unacceptable);
-        }
-        if entry.answered.is_none() || segment.ack != entry.iss + 1 {
-            control.reset(key, segment.ack, None, Limit::Stray, stats, now);
-            return Err(DropReason::Unacceptable);
-        }
-        if entry.timestamps_old(segment) {
-            return Err(DropReason::Paws);
-        }
-        if !within {
-            challenge(entry, key, offer, control, stats, now);
-            return Err(DropReason::Unacceptable);
-        }
-        let settled = entry.settle(segment, offer, now);
-        let tcb = Box::new(Tcb::new(&settled, &self.config.tcp, now));
-        if let Some(slot) = self.table.get_mut(flow) {
-            *slot = Slot::Open(tcb);
-        }
-        self.syns -= 1;
-        self.timers.cancel(flow.index());
-        stats.established += 1;
-        self.events.push_back(StackEvent::Established { flow });
-        self.open(flow, segment, control, stats, now)
-    }
-
-    /// Another SYN for an entry of the SYN queue.
-    #[allow(clippy::too_many_arguments, reason = "the parts of the layer that a segment may touch")]
-    fn syn_again<'p>(
-        &mut self,
-        flow: FlowId,
-        key: FlowKey,
-        segment: &TcpSegment<'p>,
-        offer: Offer,
-        control: &mut ControlQueue,
-        stats: &mut Stats,
-        now: Instant,
-    ) -> Result<Ingress<'p>, DropReason> {
-        let fresh = self.new_entry(key, segment, now);
-        let Some(Slot::Syn(entry)) = self.table.get_mut(flow) else { return Err(DropReason::NoFlow) };
-        if segment.flags.ack() || segment.flags.fin() {
-            return Err(DropReason::Unacceptable);
-        }
-        match (entry.answered, segment.seq == entry.irs) {
-            // Sent again while the outbound is being opened: nothing to say yet.
-            (None, true) => {}
-            // The app has given up and tries anew from the same port.
-            (None, false) => {
-                let arrived = entry.arrived;
-                *entry = fresh;
-                entry.arrived = arrived;
-            }
-            (Some(_), true) => control.segment(key, &entry.syn_ack(key, offer, now)),
-            (Some(_), false) => {
-                challenge(entry, key, offer, control, stats, now);
-                return Err(DropReason::Unacceptable);
-            }
-        }
-        Ok(Ingress::Consumed)
-    }
-
     /// A synchronised connection.
     fn open<'p>(
         &mut self,
@@ -328,37 +180,6 @@ impl TcpLayer {
             Some((skip, len)) => Ok(Ingress::Stream { flow, payload: &segment.payload[skip..skip + len] }),
             None => Ok(Ingress::Consumed),
         }
-    }
-
-    /// TIME-WAIT: RFC 9293 3.10.7.4 and 3.6.1; RST is ignored (RFC 1337).
-    fn time_waiting<'p>(
-        &mut self,
-        flow: FlowId,
-        key: FlowKey,
-        segment: &TcpSegment<'p>,
-        control: &mut ControlQueue,
-        stats: &mut Stats,
-        now: Instant,
-    ) -> Result<Ingress<'p>, DropReason> {
-        let until = now + self.config.tcp.time_wait;
-        let Some(Slot::TimeWait(entry)) = self.table.get_mut(flow) else { return Err(DropReason::NoFlow) };
-        let flags = segment.flags;
-        if flags.rst() {
-            return Err(DropReason::Unacceptable);
-        }
-        if flags.syn() && !flags.ack() && !flags.fin() && entry.superseded_by(segment) {
-            self.forget(flow);
-            return self.unknown(key, segment, control, stats, now);
-        }
-        if flags.fin() {
-            entry.until = until;
-        }
-        if !segment.is_empty()
-            && let Some(answer) = entry.answer(key, now)
-        {
-            control.segment(key, &answer);
-        }
-        Err(DropReason::Unacceptable)
     }
 
     /// An ICMP error that quotes a segment of ours.
@@ -537,22 +358,6 @@ impl TcpLayer {
 
     // ---- for the handle ----
 
-    pub(super) fn accept(&mut self, flow: FlowId, control: &mut ControlQueue, now: Instant) {
-        let Some(key) = self.table.key(flow).copied() else { return };
-        if matches!(self.table.get(flow), Some(Slot::Syn(entry)) if entry.answered.is_none()) {
-            self.send_syn_ack(flow, key, control, now);
-        }
-    }
-
-    fn send_syn_ack(&mut self, flow: FlowId, key: FlowKey, control: &mut ControlQueue, now: Instant) {
-        let offer = Offer::new(&self.config, key.local.addr.is_ipv6());
-        if let Some(Slot::Syn(entry)) = self.table.get_mut(flow) {
-            let next = entry.sent(&self.config.tcp, now);
-            control.segment(key, &entry.syn_ack(key, offer, now));
-            self.timers.set(flow.index(), next);
-        }
-    }
-
     pub(super) fn keep(&mut self, flow: FlowId, rest: &[u8], control: &mut ControlQueue, now: Instant) {
         let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return };
         tcb.receive.keep(rest, &mut self.pool);
@@ -682,25 +487,4 @@ impl TcpLayer {
             Slot::TimeWait(_) => self.time_wait.remove(flow.index()),
         }
     }
-}
-
-/// A challenge ACK for a connection that is not synchronised, at most one a second.
-fn challenge(
-    entry: &mut SynEntry,
-    key: FlowKey,
-    offer: Offer,
-    control: &mut ControlQueue,
-    stats: &mut Stats,
-    now: Instant,
-) {
-    if entry.answered.is_none() || now.since(entry.challenged) < crate::time::Duration::from_secs(1) {
-        return;
-    }
-    entry.challenged = now;
-    stats.challenge_acks += 1;
-    let mut ack = entry.syn_ack(key, offer, now);
-    ack.flags = TcpFlags::ACK;
-    ack.seq = entry.iss + 1;
-    ack.options = TcpOptions { timestamps: ack.options.timestamps, ..TcpOptions::default() };
-    control.segment(key, &ack);
 }
