@@ -49,7 +49,7 @@ pub(crate) fn in_namespace(
     nameservers: Vec<IpAddr>,
     body: impl FnOnce() -> u8,
 ) -> Result<u8, RunError> {
-    raise_limits(config);
+    raise_limits();
     let host = &config.host;
     let inside =
         Inside { device: host.tun.clone(), addresses: host.addresses.clone(), mtu: host.mtu, nameservers };

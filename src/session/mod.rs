@@ -139,7 +139,7 @@ fn machine(what: &str, remedy: &str) -> impl FnOnce(io::Error) -> RunError {
 /// See [`RunError`]. Whatever it is, what had been changed on the machine has been undone, but for [`RunError::Cleanup`].
 pub fn run(config: &Config) -> Result<Ended, RunError> {
     let signals = take_signals()?;
-    raise_limits(config);
+    raise_limits();
     let binding = binding(config)?;
     if config.require_proxy {
         probe::any(&config.engine.proxies, &binding, config.engine.connect_timeout)
@@ -181,15 +181,23 @@ pub(crate) fn take_signals() -> Result<Signals, RunError> {
         .map_err(machine("cannot take over the signals", "raise the limit on open files (`ulimit -n`)"))
 }
 
-/// Raises the limit on descriptors, and says so when even then it is the bound.
-pub(crate) fn raise_limits(config: &Config) {
-    match limits::raise_open_files() {
-        Ok(limit) => {
-            let flows = config.engine.stack.tcp.max_flows + config.engine.max_udp;
-            log::debug!("{limit} descriptors may be open, for up to {flows} flows");
-        }
-        Err(error) => log::warn!("cannot raise the limit on open files: {error}"),
+/// Raises the limit on descriptors as far as the system lets it.
+pub(crate) fn raise_limits() {
+    if let Err(error) = limits::raise_open_files() {
+        log::warn!("cannot raise the limit on open files: {error}");
     }
+}
+
+/// UDP mappings that leave half of `limit` descriptors to TCP: a mapping through the proxy has two, its datagrams' and its connection's.
+/// So a spray of datagrams evicts old mappings instead of eating up what new connections need.
+fn most_mappings(max_udp: usize, limit: u64) -> usize {
+    let fitting = usize::try_from(limit / 4).unwrap_or(usize::MAX).max(1);
+    if fitting < max_udp {
+        log::info!(
+            "{limit} open files are allowed: {fitting} UDP mappings at once (raise the limit with ulimit -Hn)"
+        );
+    }
+    max_udp.min(fitting)
 }
 
 /// The engine for `device`.
@@ -197,6 +205,8 @@ pub(crate) fn engine(config: &Config, device: &impl Device, identify: bool) -> R
     let seed =
         limits::seed().map_err(machine("cannot read randomness from the system", "look at /dev/urandom"))?;
     let mut engine = config.engine.clone();
+    // Raised already; a system that cannot tell has no bound that we know.
+    engine.max_udp = most_mappings(engine.max_udp, limits::raise_open_files().unwrap_or(u64::MAX));
     engine.stack.mtu = device.mtu();
     engine.stack.offload = device.offload();
     engine.stack.broadcasts = broadcasts(config);
@@ -330,4 +340,30 @@ fn broadcasts(config: &Config) -> Vec<IpAddr> {
         IpAddr::V4(_) | IpAddr::V6(_) => None,
     };
     config.host.addresses.iter().filter_map(broadcast).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn datagrams_leave_half_of_the_descriptors_to_connections() {
+        assert_eq!(most_mappings(16_384, 1 << 20), 16_384);
+        assert_eq!(most_mappings(16_384, 20_000), 5_000);
+        assert_eq!(most_mappings(16_384, 0), 1);
+        assert_eq!(most_mappings(10, u64::MAX), 10);
+    }
+
+    #[test]
+    fn broadcasts_are_those_of_networks_that_have_one() {
+        let mut config = Config {
+            engine: crate::config::EngineConfig::default(),
+            host: crate::config::HostPlanConfig::default(),
+            require_proxy: false,
+        };
+        assert_eq!(broadcasts(&config), ["198.18.255.255".parse::<IpAddr>().unwrap()]);
+        config.host.addresses =
+            ["10.0.0.1/31", "10.0.0.3/32", "10.1.2.3/0"].map(|net| net.parse().unwrap()).to_vec();
+        assert_eq!(broadcasts(&config), ["255.255.255.255".parse::<IpAddr>().unwrap()]);
+    }
 }
