@@ -16,6 +16,21 @@ use std::collections::{HashMap, VecDeque};
 /// Unanswered attempts to one destination before further ones are parked.
 pub(super) const UNANSWERED_LIMIT: usize = 256;
 
+/// Attempts to one destination that wait: one destination must not fill the SYN queue.
+pub(super) const PARKED_LIMIT: usize = 2048;
+
+/// What becomes of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub(super) enum Attempt {
+    /// It is made, and counted until it is answered.
+    Go,
+    /// It comes out of [`LoopGuard::answered`] or [`LoopGuard::timed_out`] later.
+    Parked,
+    /// It is not made: the app may repeat its SYN.
+    TooMany,
+}
+
 #[derive(Debug, Default)]
 struct Attempts {
     unanswered: usize,
@@ -33,15 +48,17 @@ impl LoopGuard {
         LoopGuard { destinations: HashMap::with_hasher(hash) }
     }
 
-    /// Asks to make an attempt for `flow`; `false` means that it is parked and comes out of [`LoopGuard::answered`] later.
-    pub(super) fn attempt(&mut self, remote: Endpoint, flow: FlowId) -> bool {
+    /// Asks to make an attempt for `flow`.
+    pub(super) fn attempt(&mut self, remote: Endpoint, flow: FlowId) -> Attempt {
         let attempts = self.destinations.entry(remote).or_default();
         if attempts.unanswered < UNANSWERED_LIMIT {
             attempts.unanswered += 1;
-            true
-        } else {
+            Attempt::Go
+        } else if attempts.parked.len() < PARKED_LIMIT {
             attempts.parked.push_back(flow);
-            false
+            Attempt::Parked
+        } else {
+            Attempt::TooMany
         }
     }
 
@@ -82,20 +99,30 @@ mod tests {
     fn attempts_beyond_the_limit_wait_until_one_is_answered() {
         let (mut guard, remote) = guard();
         for n in 0..UNANSWERED_LIMIT as u64 {
-            assert!(guard.attempt(remote, FlowId::from_bits(n)));
+            assert_eq!(guard.attempt(remote, FlowId::from_bits(n)), Attempt::Go);
         }
         let waiting = FlowId::from_bits(9_999);
-        assert!(!guard.attempt(remote, waiting));
+        assert_eq!(guard.attempt(remote, waiting), Attempt::Parked);
         assert_eq!(guard.answered(remote), Some(waiting));
         assert_eq!(guard.answered(remote), None);
-        assert!(guard.attempt(remote, waiting), "an answer makes room");
+        assert_eq!(guard.attempt(remote, waiting), Attempt::Go, "an answer makes room");
+    }
+
+    #[test]
+    fn one_destination_parks_no_more_than_its_share() {
+        let (mut guard, remote) = guard();
+        let all = UNANSWERED_LIMIT + PARKED_LIMIT;
+        let refused =
+            (0..all as u64 + 5).filter(|n| guard.attempt(remote, FlowId::from_bits(*n)) == Attempt::TooMany);
+        assert_eq!(refused.count(), 5);
+        assert_eq!(guard.timed_out(remote).len(), PARKED_LIMIT);
     }
 
     #[test]
     fn a_time_out_with_flows_parked_gives_them_all_up() {
         let (mut guard, remote) = guard();
         for n in 0..UNANSWERED_LIMIT as u64 + 3 {
-            guard.attempt(remote, FlowId::from_bits(n));
+            assert_ne!(guard.attempt(remote, FlowId::from_bits(n)), Attempt::TooMany);
         }
         assert_eq!(guard.timed_out(remote).len(), 3);
         for _ in 1..UNANSWERED_LIMIT {

@@ -9,6 +9,7 @@
 //! With late accept the app sees what the target said: a refused port is a RST, an unreachable host an ICMP error, and a second
 //! address gets tried. The SYN waits in the stack's SYN queue meanwhile and costs next to nothing.
 
+use super::guard::Attempt;
 use super::socket::{Half, Purpose, Socket, Stage, TcpSocket, Via};
 use super::{Asker, Command, Egress, Engine, SocketError, SocketId};
 use crate::config::Accept;
@@ -179,11 +180,11 @@ impl Engine {
         self.set_link(flow, remote, Phase::Parked);
         match via {
             Via::Direct => self.dial_target(flow, remote, now),
-            Via::Proxy(proxy) => {
-                if self.guard.attempt(remote, flow) {
-                    self.dial_through(flow, remote, proxy, now);
-                }
-            }
+            Via::Proxy(proxy) => match self.guard.attempt(remote, flow) {
+                Attempt::Go => self.dial_through(flow, remote, proxy, now),
+                Attempt::Parked => {}
+                Attempt::TooMany => self.refuse_flow(flow, Refusal::Silent, now),
+            },
         }
     }
 

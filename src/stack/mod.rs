@@ -241,6 +241,8 @@ pub struct Stats {
     pub echoes: u64,
     /// SYNs refused because a table was full.
     pub syn_refused_full: u64,
+    /// SYNs passed over because the SYN queue was full of connections being made.
+    pub syn_dropped_full: u64,
     /// Flows accepted to ESTABLISHED.
     pub established: u64,
 }

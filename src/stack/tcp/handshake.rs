@@ -23,6 +23,9 @@ const DEFAULT_MSS_V6: u16 = 1220;
 /// RFC 7323 2.3: larger shifts count as this.
 const MAX_SCALE: u8 = 14;
 
+/// The sender is on this machine: its kernel answers a SYN-ACK in microseconds.
+const OVERDUE: Duration = Duration::from_secs(1);
+
 /// A connection in SYN-RECEIVED, or one whose SYN-ACK still waits for the caller.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::stack) struct SynEntry {
@@ -113,6 +116,11 @@ impl SynEntry {
             },
             payload: &[],
         }
+    }
+
+    /// Whether the SYN-ACK should have been answered long ago.
+    pub(super) fn overdue(&self, now: Instant) -> bool {
+        self.answered.is_some_and(|answered| now.since(answered.first) >= OVERDUE)
     }
 
     /// The SYN-ACK has been sent (again); gives when it is due next.

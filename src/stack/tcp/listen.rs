@@ -13,6 +13,17 @@ use crate::time::Instant;
 use crate::wire::SeqNumber;
 use crate::wire::tcp::{TcpFlags, TcpOptions, TcpSegment};
 
+/// Whether there is room for a SYN.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Room {
+    /// There is.
+    Free,
+    /// The SYN queue is full of connections that are being made: the SYN is passed over, and its sender repeats it.
+    Later,
+    /// The table is full of connections.
+    None,
+}
+
 impl TcpLayer {
     /// CLOSED and LISTEN: RFC 9293 3.10.7.1 and 3.10.7.2. Every port listens.
     pub(super) fn unknown<'p>(
@@ -39,10 +50,17 @@ impl TcpLayer {
         if flags.fin() {
             return Err(DropReason::Unacceptable);
         }
-        if !self.make_room() {
-            stats.syn_refused_full += 1;
-            control.reset(key, SeqNumber(0), Some(segment.seq + 1), Limit::Stray, stats, now);
-            return Err(DropReason::Full);
+        match self.make_room(control, now) {
+            Room::Free => {}
+            Room::Later => {
+                stats.syn_dropped_full += 1;
+                return Err(DropReason::Full);
+            }
+            Room::None => {
+                stats.syn_refused_full += 1;
+                control.reset(key, SeqNumber(0), Some(segment.seq + 1), Limit::Stray, stats, now);
+                return Err(DropReason::Full);
+            }
         }
         let entry = self.new_entry(key, segment, now);
         let Ok(flow) = self.table.insert(key, Slot::Syn(entry)) else { return Err(DropReason::Full) };
@@ -60,18 +78,25 @@ impl TcpLayer {
         SynEntry::new(syn, iss, offset, key.local.addr.is_ipv6(), now)
     }
 
-    /// Whether another SYN may be taken in; the oldest connection in TIME-WAIT makes room in a full table.
-    fn make_room(&mut self) -> bool {
+    /// Makes room for another SYN. In a full SYN queue the oldest entry gives way whose SYN-ACK is overdue: the apps' kernel answers at once, a
+    /// forged sender never. In a full table the oldest connection in TIME-WAIT does. Everything else is kept.
+    fn make_room(&mut self, control: &mut ControlQueue, now: Instant) -> Room {
         if self.syns >= self.config.tcp.max_syn {
-            return false;
+            let oldest = self.half_open.oldest().and_then(|index| self.table.id_at(index));
+            let overdue = |flow: &FlowId| match self.table.get(*flow) {
+                Some(Slot::Syn(entry)) => entry.overdue(now),
+                Some(Slot::Open(_) | Slot::TimeWait(_)) | None => false,
+            };
+            let Some(oldest) = oldest.filter(overdue) else { return Room::Later };
+            self.end(oldest, Closed::TimedOut, control, now);
         }
         if self.table.is_full() {
             let Some(oldest) = self.time_wait.oldest().and_then(|index| self.table.id_at(index)) else {
-                return false;
+                return Room::None;
             };
             self.forget(oldest);
         }
-        true
+        Room::Free
     }
 
     /// SYN-RECEIVED, or a SYN that the caller has not answered: RFC 9293 3.10.7.4 for that state.
@@ -122,6 +147,7 @@ impl TcpLayer {
             *slot = Slot::Open(tcb);
         }
         self.syns -= 1;
+        self.half_open.remove(flow.index());
         self.timers.cancel(flow.index());
         stats.established += 1;
         self.events.push_back(StackEvent::Established { flow });
@@ -198,6 +224,7 @@ impl TcpLayer {
         let Some(key) = self.table.key(flow).copied() else { return };
         if matches!(self.table.get(flow), Some(Slot::Syn(entry)) if entry.answered.is_none()) {
             self.send_syn_ack(flow, key, control, now);
+            self.half_open.touch(flow.index());
         }
     }
 

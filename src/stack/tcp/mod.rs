@@ -95,6 +95,8 @@ pub(crate) struct TcpLayer {
     isn: KeyedHash,
     offsets: KeyedHash,
     syns: usize,
+    /// Entries of the SYN queue whose SYN-ACK waits for its ACK, oldest first: they give way when the queue is full.
+    half_open: LruList,
     /// Connections in TIME-WAIT, oldest first: they give way when the table is full.
     time_wait: LruList,
     header: [u8; MAX_HEADERS],
@@ -112,6 +114,7 @@ impl TcpLayer {
             isn: rng.keyed_hash(),
             offsets: rng.keyed_hash(),
             syns: 0,
+            half_open: LruList::new(),
             time_wait: LruList::new(),
             header: [0; MAX_HEADERS],
             config: config.clone(),
@@ -482,7 +485,10 @@ impl TcpLayer {
         let Some((_, slot)) = self.table.remove(flow) else { return };
         self.timers.cancel(flow.index());
         match slot {
-            Slot::Syn(_) => self.syns -= 1,
+            Slot::Syn(_) => {
+                self.syns -= 1;
+                self.half_open.remove(flow.index());
+            }
             Slot::Open(mut tcb) => tcb.release(&mut self.pool),
             Slot::TimeWait(_) => self.time_wait.remove(flow.index()),
         }
