@@ -107,3 +107,23 @@ fn ping_is_answered() {
         assert!(world.client.ok(line).contains(" 0% packet loss"), "{line}");
     }
 }
+
+/// Z4, Z5: the datagrams of a proxy on this machine do not come back either.
+#[test]
+fn datagrams_through_a_proxy_on_this_machine() {
+    let Some(world) = world() else { return };
+    echo(&world, "203.0.113.10:7");
+    dns(&world, "203.0.113.10:53");
+    let dante = || world.dante(&world.client, "127.0.0.1:1080", "nobody");
+    let embedded = || world.embedded(&world.client, "127.0.0.1:1080");
+    let proxies: [(&str, &dyn Fn() -> Running); 2] = [("dante", &dante), ("embedded", &embedded)];
+    for (name, start) in proxies {
+        let _proxy = start();
+        let mut ztun = world.ztun("--socks5 127.0.0.1:1080");
+        exchange(&world, "203.0.113.10:7", &[1, 512, 1_472, 4_000]);
+        let answer = world.client.ok(&format!("dig +short +tries=1 +time=10 name.test @{TARGET}"));
+        assert_eq!(answer.trim(), "192.0.2.53", "{name}");
+        assert!(!ztun.log().contains("loop"), "{name}: {}", ztun.log());
+        assert_eq!(ztun.stop(), Some(0));
+    }
+}
