@@ -2,16 +2,23 @@
 
 use super::Error;
 use super::options::{
-    AcceptChoice, Auto, ExecOptions, IcmpChoice, Ipv6Choice, ProxyServerOptions, RunOptions, UdpChoice,
-    WayOptions,
+    AcceptChoice, Auto, ExecOptions, IcmpChoice, Ipv6Choice, ProxyServerOptions, RunOptions, Secret,
+    UdpChoice, WayOptions,
 };
+use super::refusal::shown;
 use super::value::{self, ProxyUrl, User};
-use crate::config::{Accept, Cidr, Config, Credentials, EngineConfig, HostPlanConfig, Proxy, UdpMode};
+use crate::config::{
+    Accept, Cidr, CidrError, Config, Credentials, EngineConfig, HostPlanConfig, Proxy, UdpMode,
+};
 use crate::outbound::rule::{Route, Rule};
 use crate::stack::{EchoMode, StackConfig, TcpConfig};
-use std::fs;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
+
+/// Octets that are read of a file with a password, which has 255 at most: enough to tell that it is too long.
+const LONGEST_LINE: u64 = 1_024;
 
 /// What is done with names of hosts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,17 +62,17 @@ pub(super) fn config(options: &RunOptions, names: Names) -> Result<Config, Error
 }
 
 /// The configuration of `ztun exec`. Without a proxy `proxies` is empty: the embedded one is to be used.
-pub(super) fn exec_config(options: &ExecOptions) -> Result<Config, Error> {
+pub(super) fn exec_config(options: &ExecOptions, names: Names) -> Result<Config, Error> {
     let way = &options.way;
     let host = HostPlanConfig { tun: "tun0".into(), no_route: true, ..device(way) };
-    Ok(Config { engine: engine(way, Names::Resolved)?, host, require_proxy: way.require_proxy })
+    Ok(Config { engine: engine(way, names)?, host, require_proxy: way.require_proxy })
 }
 
 /// Who `ztun proxy` lets in.
 pub(super) fn server_credentials(options: &ProxyServerOptions) -> Result<Option<Credentials>, Error> {
     let (Some(name), Some(file)) = (&options.user, &options.password_file) else { return Ok(None) };
     let user = User { name: name.clone(), password: None };
-    let credentials = user.credentials(&password(file)?);
+    let credentials = user.credentials(&password(file, "--password-file")?);
     credentials.map(Some).map_err(|why| Error::usage(why, "choose another --user or --password-file"))
 }
 
@@ -115,18 +122,30 @@ fn engine(way: &WayOptions, names: Names) -> Result<EngineConfig, Error> {
     })
 }
 
-fn size(number: u32) -> usize {
+pub(super) fn size(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
 fn proxies(way: &WayOptions, names: Names) -> Result<Vec<Proxy>, Error> {
-    let file = way.socks5_password_file.as_deref().map(password).transpose()?;
+    let mut urls = Vec::new();
+    for Secret(text) in &way.socks5 {
+        let refused = |why| Error::usage(format!("--socks5: {why}"), "[socks5://][USER:PASS@]HOST:PORT");
+        urls.push(value::proxy(text).map_err(refused)?);
+    }
+    let file = match &way.socks5_password_file {
+        Some(_) if !urls.iter().any(ProxyUrl::wants_password) => {
+            return Err(Error::usage(
+                "--socks5-password-file is given, and no proxy with a user and without a password",
+                "--socks5 USER@HOST:PORT",
+            ));
+        }
+        file => file.as_deref().map(|file| password(file, "--socks5-password-file")).transpose()?,
+    };
     let mut proxies = Vec::new();
-    for text in &way.socks5 {
-        let url = value::proxy(text)
-            .map_err(|why| Error::usage(format!("--socks5: {why}"), "[socks5://][USER:PASS@]HOST:PORT"))?;
-        let credentials = credentials(&url, file.as_deref())?;
+    for url in &urls {
+        let credentials = credentials(url, file.as_deref())?;
         for addr in resolved(&url.host, url.port, "--socks5", names)? {
+            reachable(addr.ip())?;
             let proxy = Proxy { addr, credentials: credentials.clone() };
             if !proxies.contains(&proxy) {
                 proxies.push(proxy);
@@ -134,6 +153,18 @@ fn proxies(way: &WayOptions, names: Names) -> Result<Vec<Proxy>, Error> {
         }
     }
     Ok(proxies)
+}
+
+/// Refuses what is no address of one host.
+fn reachable(addr: IpAddr) -> Result<(), Error> {
+    let broadcast = addr == IpAddr::V4(Ipv4Addr::BROADCAST);
+    if addr.is_unspecified() || addr.is_multicast() || broadcast {
+        return Err(Error::usage(
+            format!("--socks5: {addr} is no address to connect to"),
+            "the address of the proxy, as in 127.0.0.1:1080 for one on this machine",
+        ));
+    }
+    Ok(())
 }
 
 fn credentials(url: &ProxyUrl, file: Option<&str>) -> Result<Option<Credentials>, Error> {
@@ -145,40 +176,46 @@ fn credentials(url: &ProxyUrl, file: Option<&str>) -> Result<Option<Credentials>
         )
     })?;
     let credentials = user.credentials(password);
-    credentials.map(Some).map_err(|why| Error::usage(why, "choose another password"))
+    credentials.map(Some).map_err(|why| Error::usage(format!("--socks5: {why}"), "choose another password"))
 }
 
-/// The first line of a file.
-fn password(file: &Path) -> Result<String, Error> {
-    let what = format!("cannot read the password from {}", file.display());
-    let text = fs::read_to_string(file).map_err(|error| {
-        Error::system(super::USAGE, &what, &error, "name a file with the password in its first line")
-    })?;
+/// The first line of a file. Its name is not repeated: it may be a password in the wrong place.
+fn password(file: &Path, option: &str) -> Result<String, Error> {
+    let failed = |error: &io::Error| {
+        let what = format!("{option}: cannot read the password");
+        Error::system(super::USAGE, &what, error, "name a file whose first line is the password")
+    };
+    let file = File::open(file).map_err(|error| failed(&error))?;
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
-        if fs::metadata(file).is_ok_and(|found| found.mode() & 0o077 != 0) {
-            log::warn!("{} can be read by other users: chmod 600 it", file.display());
+        let found = file.metadata().map_err(|error| failed(&error))?;
+        if found.is_file() && found.mode() & 0o077 != 0 {
+            log::warn!("the file of {option} can be read by other users: chmod 600 it");
         }
     }
-    match text.lines().next() {
-        Some(line) if !line.is_empty() => Ok(line.into()),
-        Some(_) | None => {
-            Err(Error::usage(format!("{what}: its first line is empty"), "write the password there"))
-        }
+    let mut line = String::new();
+    BufReader::new(file.take(LONGEST_LINE)).read_line(&mut line).map_err(|error| failed(&error))?;
+    let line = line.trim_end_matches(['\n', '\r']);
+    if line.is_empty() {
+        let what = format!("{option}: the first line of the file is empty");
+        return Err(Error::usage(what, "write the password there"));
     }
+    Ok(line.into())
 }
 
 fn bypassed(text: &str, names: Names) -> Result<Vec<Cidr>, Error> {
-    if let Ok(net) = text.parse() {
-        return Ok(vec![net]);
-    }
+    let net = match text.parse::<Cidr>() {
+        Ok(net) => return Ok(vec![net]),
+        Err(error) => error,
+    };
+    let what = match net {
+        CidrError::Prefix { .. } => format!("--bypass: {net}"),
+        CidrError::Address(_) => format!("--bypass: {} is neither a network nor a host", shown(text)),
+    };
     let name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     if text.is_empty() || !text.chars().all(name) || text.split('.').all(|part| part.parse::<u32>().is_ok()) {
-        return Err(Error::usage(
-            format!("--bypass: '{text}' is neither a network nor a host"),
-            "an address, a network as in 192.168.0.0/16, or the name of a host",
-        ));
+        return Err(Error::usage(what, "an address, a network as in 192.168.0.0/16, or the name of a host"));
     }
     let found = resolved(text, 0, "--bypass", names)?;
     Ok(found.into_iter().map(|addr| Cidr::host(addr.ip())).collect())
@@ -189,7 +226,7 @@ fn resolved(host: &str, port: u16, option: &str, names: Names) -> Result<Vec<Soc
     if let Ok(addr) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(addr.to_canonical(), port)]);
     }
-    let what = format!("{option}: cannot resolve {host}");
+    let what = format!("{option}: cannot resolve {}", shown(host));
     if names == Names::Refused {
         return Err(Error::usage(what, "an address"));
     }
@@ -244,7 +281,7 @@ mod tests {
     fn proxies_keep_their_order_and_get_the_password_of_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("password");
-        fs::write(&file, "hush\nmore\n").unwrap();
+        std::fs::write(&file, "hush\nmore\n").unwrap();
         let file = file.to_str().unwrap();
         let args = ["--socks5", "u@10.0.0.1:1", "--socks5", "v:w@10.0.0.2:2", "--socks5-password-file", file];
         let config = built(&args).unwrap();
@@ -260,6 +297,11 @@ mod tests {
         for args in [
             &[][..],
             &["--socks5", "nonsense"],
+            &["--socks5", ""],
+            &["--socks5", "0.0.0.0:1080"],
+            &["--socks5", "[::]:1080"],
+            &["--socks5", "224.0.0.1:1080"],
+            &["--socks5", "127.0.0.1:1", "--socks5-password-file", "/nonexistent"],
             &["--socks5", "127.0.0.1:1", "--bypass", "10.0.0.0/40"],
             &["--socks5", "127.0.0.1:1", "--bypass", "10.0.0.300"],
             &["--socks5", "u@127.0.0.1:1", "--socks5-password-file", "/nonexistent"],

@@ -40,7 +40,19 @@ fn filter(level: LogLevel) -> LevelFilter {
 
 fn text(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let time = out.timestamp_millis();
-    writeln!(out, "{time} {:<5} {}", record.level(), record.args())
+    writeln!(out, "{time} {:<5} {}", record.level(), printable(&record.args().to_string()))
+}
+
+/// One line whatever it holds, that a terminal takes no orders from.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut line, c| {
+        if c.is_control() {
+            line.extend(c.escape_default());
+        } else {
+            line.push(c);
+        }
+        line
+    })
 }
 
 fn json(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
@@ -73,5 +85,10 @@ mod tests {
     #[test]
     fn a_message_cannot_break_out_of_its_string() {
         assert_eq!(quoted("a\"b\\c\nd\u{1}é"), "\"a\\\"b\\\\c\\u000ad\\u0001é\"");
+    }
+
+    #[test]
+    fn a_message_stays_one_line_without_orders_to_the_terminal() {
+        assert_eq!(printable("a\nb\u{1b}[2Jé"), "a\\nb\\u{1b}[2Jé");
     }
 }

@@ -11,16 +11,18 @@
 
 mod build;
 mod logging;
+mod man;
 mod options;
+mod refusal;
 mod value;
 
 pub use options::{Cli, Command};
 
 use crate::proxy::{ProxyConfig, Server};
 use crate::session::{self, Ended, RunError};
-use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 use options::{ExecOptions, ProxyServerOptions, RunOptions};
+use refusal::Refusal;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Write};
@@ -29,21 +31,6 @@ use std::io::{self, Write};
 const USAGE: u8 = 2;
 /// Exit status: it had to be forced.
 const FORCED: u8 = 9;
-
-/// Options and commands of the contract that this version refuses.
-const NOT_BUILT: [&str; 11] = [
-    "--config",
-    "--replace",
-    "--kill-switch",
-    "--control",
-    "--metrics",
-    "--json",
-    "doctor",
-    "status",
-    "flows",
-    "top",
-    "split",
-];
 
 /// What failed, why, and what to try.
 #[derive(Debug)]
@@ -70,9 +57,9 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.what)?;
+        write!(f, "error: {}", logging::printable(&self.what))?;
         match &self.remedy {
-            Some(remedy) => write!(f, "\n  try: {remedy}"),
+            Some(remedy) => write!(f, "\n  try: {}", logging::printable(remedy)),
             None => Ok(()),
         }
     }
@@ -109,9 +96,11 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
+    let cli = match parse(&args) {
         Ok(cli) => cli,
-        Err(error) => return refused(&error),
+        Err(Refusal::Answer(text)) => return print(|out| out.write_all(text.as_bytes())),
+        Err(Refusal::Error(error)) => return Err(error),
     };
     let quiet = matches!(cli.command, Some(Command::Exec(_) | Command::Demo));
     logging::start(&cli.log, quiet);
@@ -125,40 +114,27 @@ where
             clap_complete::generate(shell, &mut Cli::command(), "ztun", out);
             Ok(())
         }),
-        Some(Command::Man) => print(|out| clap_mangen::Man::new(Cli::command()).render(out)),
+        Some(Command::Man) => print(|out| man::write(out)),
     }
 }
 
-/// Parses `args` and throws the outcome away: for tests that look for panics.
+/// Parses `args` and puts a configuration together, as far as that needs no system; whether there is one. For tests that look for panics.
 #[doc(hidden)]
 pub fn parse_only(args: &[OsString]) -> bool {
-    Cli::try_parse_from(args).is_ok_and(|cli| build::config(&cli.run, build::Names::Refused).is_ok())
+    parse(args).is_ok_and(|cli| match cli.command {
+        None => build::config(&cli.run, build::Names::Refused).is_ok(),
+        Some(Command::Exec(options)) => build::exec_config(&options, build::Names::Refused).is_ok(),
+        Some(_) => true,
+    })
 }
 
-/// Help and version are no errors. What this version does not have is named.
-#[allow(clippy::wildcard_enum_match_arm, reason = "clap adds kinds of errors; all but two are refusals")]
-fn refused(error: &clap::Error) -> Result<u8, Error> {
-    let text = error.render().to_string();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => print(|out| out.write_all(text.as_bytes())),
-        _ => {
-            let given = [ContextKind::InvalidArg, ContextKind::InvalidSubcommand].map(|kind| error.get(kind));
-            let missing = given.into_iter().flatten().find_map(|value| match value {
-                ContextValue::String(name) => NOT_BUILT.iter().find(|known| *known == name),
-                _ => None,
-            });
-            match missing {
-                Some(name) => Err(Error::usage(
-                    format!("`{name}` is planned, and not in this version ({})", env!("CARGO_PKG_VERSION")),
-                    "`ztun --help` lists what is there",
-                )),
-                None => {
-                    let text = text.trim_end().strip_prefix("error: ").unwrap_or(text.trim_end());
-                    Err(Error { code: USAGE, what: text.into(), remedy: None })
-                }
-            }
-        }
+fn parse(args: &[OsString]) -> Result<Cli, Refusal> {
+    let refused = |error: clap::Error| refusal::refusal(&error, args);
+    let matches = Cli::command().try_get_matches_from(args).map_err(refused)?;
+    if let Some(error) = refusal::misplaced(&matches) {
+        return Err(Refusal::Error(error));
     }
+    Cli::from_arg_matches(&matches).map_err(refused)
 }
 
 /// Writes to standard output. A reader that has gone away (`ztun man | head`) is no error.
@@ -189,7 +165,7 @@ fn proxy(options: &ProxyServerOptions) -> Result<u8, Error> {
     let config = ProxyConfig {
         listen: options.listen,
         credentials: build::server_credentials(options)?,
-        max_connections: options.max_connections,
+        max_connections: build::size(options.max_connections),
         connect_timeout: options.connect_timeout,
         ..ProxyConfig::default()
     };
@@ -214,17 +190,38 @@ fn restore(tun: &str) -> Result<u8, Error> {
     Ok(u8::from(!report.is_ok()))
 }
 
+#[cfg(target_os = "linux")]
 fn exec(options: &ExecOptions) -> Result<u8, Error> {
-    let config = build::exec_config(options)?;
+    let config = build::exec_config(options, build::Names::Resolved)?;
     Ok(session::exec::run(&config, &options.command)?)
 }
 
+#[cfg(target_os = "linux")]
 fn demo() -> Result<u8, Error> {
     match crate::demo::run(&mut io::stdout().lock()) {
         Ok(worked) => Ok(u8::from(!worked)),
         // It has said why.
         Err(RunError::Child(code)) => Ok(code),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exec(_: &ExecOptions) -> Result<u8, Error> {
+    Err(needs_namespaces("exec"))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn demo() -> Result<u8, Error> {
+    Err(needs_namespaces("demo"))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn needs_namespaces(command: &str) -> Error {
+    Error {
+        code: 3,
+        what: format!("`ztun {command}` needs network namespaces, which only Linux has"),
+        remedy: Some("`ztun --socks5 HOST:PORT` routes the whole machine".into()),
     }
 }
 
@@ -252,10 +249,81 @@ mod tests {
     }
 
     #[test]
-    fn a_typing_error_is_no_plan() {
+    fn values_that_are_planned_are_refused_by_name() {
+        for (option, value) in [("--dns", "fake"), ("--dns", "off"), ("--icmp", "direct")] {
+            let error = refusal(&["--socks5", "127.0.0.1:1", option, value]);
+            assert_eq!(error.code, USAGE);
+            assert!(error.what.starts_with(&format!("`{option} {value}` is planned")), "{error}");
+        }
+        assert_eq!(refusal(&["--dns", "doh"]).what, "--dns: 'doh' is no choice");
+    }
+
+    #[test]
+    fn a_typing_error_is_no_plan_and_gets_a_hint() {
         let error = refusal(&["--kil-switch"]);
         assert_eq!(error.code, USAGE);
         assert!(!error.what.contains("planned"), "{error}");
+        assert_eq!(refusal(&["--sock5", "127.0.0.1:1"]).remedy.as_deref(), Some("--socks5"));
+        assert_eq!(refusal(&["prxy"]).remedy.as_deref(), Some("`ztun proxy`"));
+        assert_eq!(refusal(&["exec", "--sock"]).remedy.as_deref(), Some("--socks5"));
+        assert_eq!(refusal(&["proxy", "--frob"]).remedy.as_deref(), Some("`ztun proxy --help`"));
+    }
+
+    #[test]
+    fn an_option_that_would_be_lost_is_refused() {
+        let error = refusal(&["--socks5", "127.0.0.1:1", "exec", "true"]);
+        assert_eq!(error.remedy.as_deref(), Some("`ztun exec --socks5 ...`"));
+        assert!(refusal(&["--dry-run", "restore"]).what.contains("--dry-run stands before `restore`"));
+        let args = ["ztun", "--log-level", "debug", "exec", "--", "true"].map(OsString::from);
+        let cli = parse(&args).unwrap();
+        assert_eq!(cli.log.log_level, Some(options::LogLevel::Debug));
+    }
+
+    #[test]
+    fn what_follows_the_command_is_the_commands() {
+        let args = ["ztun", "exec", "--udp", "reject", "curl", "--socks5", "-v", "--"].map(OsString::from);
+        let Some(Command::Exec(options)) = parse(&args).unwrap().command else { panic!("exec") };
+        assert_eq!(options.command, ["curl", "--socks5", "-v", "--"]);
+        assert!(options.way.socks5.is_empty());
+        assert!(refusal(&["exec", "--no-such-option", "true"]).what.contains("no option '--no-such-option'"));
+    }
+
+    #[test]
+    fn a_password_is_in_no_output() {
+        let secret = "u:hunter2@127.0.0.1:1";
+        let args = ["ztun", "--socks5", secret].map(OsString::from);
+        assert!(!format!("{:?}", parse(&args).unwrap()).contains("hunter2"));
+        for args in [
+            &[secret][..],
+            &["--socks5", "127.0.0.1:1", secret],
+            &["--socks5", secret, "--mtu", "1"],
+            &["--socks5", secret, secret],
+            &["--socks5", secret, "exec", "true"],
+            &["--bypass", secret],
+            &["--route", secret],
+            &["--rule", secret],
+            &["--rule", "dst=u:hunter2@h -> proxy"],
+            &["--dns-server", secret],
+            &["--udp", secret],
+            &["--tun", secret],
+            &["--dry-run=u:hunter2@h"],
+            &["--u:hunter2@h"],
+            &["--socks5-password", "u:hunter2@h"],
+            &["proxy", "--listen", secret],
+            &["proxy", secret],
+            &["help", secret],
+            &["completions", secret],
+        ] {
+            let error = refusal(args);
+            assert_eq!(error.code, USAGE, "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_takes_one_line_and_gives_a_terminal_no_orders() {
+        let error = refusal(&["--udp", "\u{1b}]0;title\u{7}\n"]).to_string();
+        assert!(!error.contains('\u{1b}') && error.lines().count() == 2, "{error:?}");
     }
 
     #[test]

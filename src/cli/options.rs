@@ -6,21 +6,36 @@ use crate::outbound::rule::Rule;
 use crate::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-const EXAMPLES: &str = "\
-Examples:
-  sudo ztun --socks5 127.0.0.1:1080               route this machine through a local proxy
+/// What the help and the manual page show at their end.
+pub(super) const EXAMPLES: &str =
+    "  sudo ztun --socks5 127.0.0.1:1080               route this machine through a local proxy
   ztun exec --socks5 10.0.0.2:1080 -- curl URL    route one program, without root where the system allows it
-  ztun demo                                       see it work, without a proxy and without changing anything
+  ztun demo                                       see it work, without a proxy and without changing anything";
 
-Exit status: 0 stopped as asked, 1 failed while running, 2 bad usage, 3 the machine refuses, 4 no proxy answers
-(--require-proxy), 9 had to be forced.";
+/// What each exit status means.
+pub(super) const EXIT_STATUS: &str =
+    "  0 stopped as asked   1 failed while running    2 bad usage   3 the machine refuses
+  4 no proxy answers (--require-proxy)           9 had to be forced";
+
+const PROXY: &str = "Proxy";
+const TRAFFIC: &str = "Traffic";
+const LIMITS: &str = "Limits";
+const DEVICE: &str = "Device";
+const MACHINE: &str = "This machine";
+const LOGGING: &str = "Logging";
 
 /// Sends everything this machine does through a SOCKS5 proxy, and leaves nothing behind.
 #[derive(Parser, Debug)]
-#[command(name = "ztun", version, after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
+#[command(
+    name = "ztun",
+    version,
+    after_help = format!("Examples:\n{EXAMPLES}\n\nExit status:\n{EXIT_STATUS}"),
+    override_usage = "ztun --socks5 [USER:PASS@]HOST:PORT [OPTIONS]\n       ztun COMMAND [OPTIONS]",
+)]
 pub struct Cli {
     /// What to do; without one, the router runs.
     #[command(subcommand)]
@@ -37,6 +52,7 @@ pub struct Cli {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Run a command in a private network namespace whose only way out is the tunnel; the machine is left alone
+    #[command(override_usage = "ztun exec [OPTIONS] -- CMD [ARGS]...")]
     Exec(ExecOptions),
     /// See it work in ten seconds: private namespaces, the embedded proxy, real kernel sockets, figures
     Demo,
@@ -59,13 +75,12 @@ pub enum Command {
 
 /// Logging.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Logging")]
 pub struct LogOptions {
-    /// What is logged; RUST_LOG works too [default: info]
-    #[arg(long, global = true, value_name = "LEVEL")]
+    /// off, error, warn, info, debug or trace; RUST_LOG works too [default: info]
+    #[arg(long, global = true, help_heading = LOGGING, value_name = "LEVEL", hide_possible_values = true)]
     pub log_level: Option<LogLevel>,
     /// How it is logged, to standard error
-    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    #[arg(long, global = true, help_heading = LOGGING, value_name = "text|json", hide_possible_values = true, default_value = "text")]
     pub log_format: LogFormat,
 }
 
@@ -155,102 +170,116 @@ pub enum Auto {
     Off,
 }
 
+/// Text that may hold a password: never printed, and never judged by clap, which repeats what it refuses.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub(super) String);
+
+impl From<String> for Secret {
+    fn from(text: String) -> Secret {
+        Secret(text)
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
 /// Options of everything that carries traffic through a proxy.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Proxy and traffic")]
 pub struct WayOptions {
-    /// The proxy, as in 127.0.0.1:1080 or user:password@host:port; repeat for failover in this order
-    #[arg(long, value_name = "[USER:PASS@]HOST:PORT", env = "ZTUN_SOCKS5", hide_env_values = true)]
-    pub socks5: Vec<String>,
+    /// The proxy, as in 127.0.0.1:1080; repeat for failover in this order
+    #[arg(long, help_heading = PROXY, value_name = "[USER:PASS@]HOST:PORT", env = "ZTUN_SOCKS5", hide_env_values = true)]
+    pub socks5: Vec<Secret>,
     /// File whose first line is the password of every proxy given with a user only
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = PROXY, value_name = "FILE")]
     pub socks5_password_file: Option<PathBuf>,
-    /// Do not start unless a proxy answers (exit status 4)
-    #[arg(long)]
+    /// Do not start unless a proxy answers
+    #[arg(long, help_heading = PROXY)]
     pub require_proxy: bool,
-    /// Routing decision, first match wins: 'dst=10.0.0.0/8 -> direct', 'proto=udp,port=443 -> reject'
-    #[arg(long, value_name = "MATCH -> OUTBOUND")]
+    /// Connections kept open to the proxy, ready for a request; 0 for none
+    #[arg(long, help_heading = PROXY, value_name = "0..64", default_value = "4", value_parser = value::pool)]
+    pub pool: u16,
+    /// Time for connecting to the proxy and for its answer
+    #[arg(long, help_heading = PROXY, value_name = "TIME", default_value = "10s", value_parser = value::duration)]
+    pub connect_timeout: Duration,
+    /// First match wins: 'dst=10.0.0.0/8 -> direct', 'proto=udp,port=443 -> reject'; repeatable
+    #[arg(long, help_heading = TRAFFIC, value_name = "MATCH -> OUTBOUND")]
     pub rule: Vec<Rule>,
-    /// How names are resolved
-    #[arg(long, value_name = "MODE", default_value = "auto")]
+    /// How names are resolved: by datagrams through the proxy
+    #[arg(long, help_heading = TRAFFIC, value_name = "auto|udp", hide_possible_values = true, default_value = "auto")]
     pub dns: DnsMode,
     /// Send DNS queries there instead of where the apps send them
-    #[arg(long, value_name = "IP[:PORT]", value_parser = value::dns_server)]
+    #[arg(long, help_heading = TRAFFIC, value_name = "IP[:PORT]", value_parser = value::dns_server)]
     pub dns_server: Option<SocketAddr>,
-    /// How datagrams leave
-    #[arg(long, value_name = "MODE", default_value = "auto")]
+    /// How datagrams leave; auto: through the proxy
+    #[arg(long, help_heading = TRAFFIC, value_name = "auto|socks5|direct|reject", hide_possible_values = true, default_value = "auto")]
     pub udp: UdpChoice,
     /// How echo requests are treated
-    #[arg(long, value_name = "MODE", default_value = "reply")]
+    #[arg(long, help_heading = TRAFFIC, value_name = "reply|drop", hide_possible_values = true, default_value = "reply")]
     pub icmp: IcmpChoice,
-    /// IPv6; off refuses it at once, so that nothing leaks or hangs
-    #[arg(long, value_name = "MODE", default_value = "auto")]
+    /// IPv6; off refuses it at once: nothing leaks, nothing hangs
+    #[arg(long, help_heading = TRAFFIC, value_name = "auto|on|off", hide_possible_values = true, default_value = "auto")]
     pub ipv6: Ipv6Choice,
-    /// When a connection is accepted: after or before the proxy has connected
-    #[arg(long, value_name = "WHEN", default_value = "late")]
+    /// Accept a connection after the proxy has connected, or before
+    #[arg(long, help_heading = TRAFFIC, value_name = "late|early", hide_possible_values = true, default_value = "late")]
     pub accept: AcceptChoice,
-    /// Connections kept open to the proxy, ready for a request; 0 for none
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(0..=64))]
-    pub pool: u16,
     /// TCP flows at once
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    #[arg(long, help_heading = LIMITS, value_name = "N", default_value = "65536", value_parser = value::table)]
     pub max_tcp: u32,
     /// UDP mappings at once
-    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    #[arg(long, help_heading = LIMITS, value_name = "N", default_value = "16384", value_parser = value::table)]
     pub max_udp: u32,
     /// A TCP flow without a segment for this long is forgotten
-    #[arg(long, value_name = "TIME", default_value = "2h4m", value_parser = value::duration)]
+    #[arg(long, help_heading = LIMITS, value_name = "TIME", default_value = "2h4m", value_parser = value::duration)]
     pub tcp_idle: Duration,
     /// A UDP mapping without a datagram for this long is forgotten
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = value::duration)]
+    #[arg(long, help_heading = LIMITS, value_name = "TIME", default_value = "60s", value_parser = value::duration)]
     pub udp_idle: Duration,
-    /// Time for connecting to the proxy and for its answer
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = value::duration)]
-    pub connect_timeout: Duration,
-    /// Address of the device; repeatable [default: 198.18.0.1/16, fd7a:7a74:756e::1/64]
-    #[arg(long, value_name = "CIDR")]
+    /// Its address; repeatable [default: 198.18.0.1/16, fd7a:7a74:756e::1/64]
+    #[arg(long, help_heading = DEVICE, value_name = "CIDR", value_parser = value::address)]
     pub address: Vec<Cidr>,
-    /// MTU of the device, octets
-    #[arg(long, value_name = "N", default_value_t = 1500, value_parser = clap::value_parser!(u16).range(1280..))]
+    /// Its MTU, octets
+    #[arg(long, help_heading = DEVICE, value_name = "1280..65535", default_value = "1500", value_parser = value::mtu)]
     pub mtu: u16,
-    /// Kernel segmentation on the device
-    #[arg(long, value_name = "MODE", default_value = "auto")]
+    /// Let the kernel cut and join segments
+    #[arg(long, help_heading = DEVICE, value_name = "auto|off", hide_possible_values = true, default_value = "auto")]
     pub offload: Auto,
 }
 
 /// Options of the router on this machine.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "This machine")]
 pub struct RunOptions {
     /// How traffic leaves.
     #[command(flatten)]
     pub way: WayOptions,
-    /// Name of the device
-    #[arg(long, value_name = "NAME", default_value = "ztun0", value_parser = value::device)]
+    /// Its name
+    #[arg(long, help_heading = DEVICE, value_name = "NAME", default_value = "ztun0", value_parser = value::device)]
     pub tun: String,
-    /// Use a device that was opened by whoever started this
-    #[arg(long, value_name = "FD", value_parser = clap::value_parser!(i32).range(3..))]
+    /// Use a device that whoever starts this has opened
+    #[arg(long, help_heading = DEVICE, value_name = "FD", value_parser = value::descriptor)]
     pub tun_fd: Option<i32>,
     /// What goes into the tunnel; repeatable [default: everything]
-    #[arg(long, value_name = "CIDR")]
+    #[arg(long, help_heading = MACHINE, value_name = "CIDR")]
     pub route: Vec<Cidr>,
     /// What stays outside, besides the proxy, link-local and multicast; repeatable
-    #[arg(long, value_name = "CIDR|HOST")]
+    #[arg(long, help_heading = MACHINE, value_name = "CIDR|HOST")]
     pub bypass: Vec<String>,
     /// Touch no routes and rules
-    #[arg(long)]
+    #[arg(long, help_heading = MACHINE)]
     pub no_route: bool,
     /// Interface by which ztun's own connections leave [default: as routed]
-    #[arg(long, value_name = "NAME", value_parser = value::device)]
+    #[arg(long, help_heading = MACHINE, value_name = "NAME", value_parser = value::device)]
     pub interface: Option<String>,
     /// Mark of ztun's own connections
-    #[arg(long, value_name = "N", default_value = "0x7a74", value_parser = value::mark)]
+    #[arg(long, help_heading = MACHINE, value_name = "N", default_value = "0x7a74", value_parser = value::mark)]
     pub mark: u32,
     /// Keep a proxy on this machine out of its own tunnel
-    #[arg(long, value_name = "MODE", default_value = "auto")]
+    #[arg(long, help_heading = MACHINE, value_name = "auto|off", hide_possible_values = true, default_value = "auto")]
     pub local_proxy: Auto,
     /// Print the changes to the machine, with their undo; make none
-    #[arg(long)]
+    #[arg(long, help_heading = MACHINE)]
     pub dry_run: bool,
 }
 
@@ -261,15 +290,15 @@ pub struct ExecOptions {
     #[command(flatten)]
     pub way: WayOptions,
     /// The command and its arguments
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }
 
 /// Options of `ztun proxy`.
 #[derive(Args, Debug)]
 pub struct ProxyServerOptions {
-    /// Where to listen
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:1080")]
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:1080", value_parser = value::listen)]
     pub listen: SocketAddr,
     /// Let in only this user, with the password of --password-file
     #[arg(long, value_name = "NAME", requires = "password_file")]
@@ -278,8 +307,8 @@ pub struct ProxyServerOptions {
     #[arg(long, value_name = "FILE", requires = "user")]
     pub password_file: Option<PathBuf>,
     /// Clients at once; more wait
-    #[arg(long, value_name = "N", default_value_t = 4_096, value_parser = value::connections)]
-    pub max_connections: usize,
+    #[arg(long, value_name = "N", default_value = "4096", value_parser = value::table)]
+    pub max_connections: u32,
     /// Time for resolving and connecting to a target
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = value::duration)]
     pub connect_timeout: Duration,

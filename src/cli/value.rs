@@ -1,7 +1,10 @@
 //! Single values of the command line: text to meaning, each refusal with what is allowed.
 
-use crate::config::Credentials;
+use super::refusal::shown;
+use crate::config::{Cidr, CidrError, Credentials};
 use crate::time::Duration;
+use core::fmt::Display;
+use core::str::FromStr;
 use std::net::{IpAddr, SocketAddr};
 
 /// The longest time that an option takes: a year.
@@ -9,7 +12,10 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Reads a time as in `90s`, `2h4m`, `500ms`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let forms = || format!("'{text}' is no time; write numbers with units, as in 90s, 2h4m, 500ms");
+    let forms = || format!("{} is no time; write numbers with units, as in 90s, 2h4m, 500ms", shown(text));
+    if text.is_empty() {
+        return Err(forms());
+    }
     let mut rest = text;
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
@@ -31,8 +37,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         rest = after;
     }
     match total {
-        Duration::ZERO => Err(format!("'{text}' is no time: it must be more than nothing, as in 90s")),
-        total if total > LONGEST => Err(format!("'{text}' is more than a year (365d)")),
+        Duration::ZERO => Err(format!("{} is no time: it must be more than nothing, as in 90s", shown(text))),
+        total if total > LONGEST => Err(format!("{} is more than a year (365d)", shown(text))),
         total => Ok(total),
     }
 }
@@ -50,28 +56,69 @@ pub(super) fn device(text: &str) -> Result<String, String> {
 
 /// Reads a mark: decimal, or hexadecimal after 0x.
 pub(super) fn mark(text: &str) -> Result<u32, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    parsed.ok().filter(|mark| *mark > 0).ok_or("a mark is a number from 1 to 0xffffffff".into())
+    let (digits, radix) = text.strip_prefix("0x").map_or((text, 10), |digits| (digits, 16));
+    // The standard parser takes a plus sign.
+    let plain = digits.bytes().all(|octet| octet.is_ascii_hexdigit());
+    let mark = u32::from_str_radix(digits, radix).ok().filter(|mark| plain && *mark > 0);
+    mark.ok_or_else(|| format!("{} is no mark: a number from 1 to 0xffffffff", shown(text)))
 }
 
-/// Reads a number of connections.
-pub(super) fn connections(text: &str) -> Result<usize, String> {
-    text.parse()
-        .ok()
-        .filter(|number| (1..=1_048_576).contains(number))
-        .ok_or("it is a number from 1 to 1048576".into())
+/// Reads the MTU of the device; 1280 is the least that IPv6 takes (RFC 8200 5).
+pub(super) fn mtu(text: &str) -> Result<u16, String> {
+    within(text, 1280, u16::MAX)
+}
+
+/// Reads the number of connections in the pool.
+pub(super) fn pool(text: &str) -> Result<u16, String> {
+    within(text, 0, 64)
+}
+
+/// Reads the size of a table.
+pub(super) fn table(text: &str) -> Result<u32, String> {
+    within(text, 1, 1_048_576)
+}
+
+/// Reads the number of a descriptor, which is none of the three that every program has.
+pub(super) fn descriptor(text: &str) -> Result<i32, String> {
+    within(text, 3, i32::MAX)
+}
+
+fn within<T: FromStr + PartialOrd + Display>(text: &str, low: T, high: T) -> Result<T, String> {
+    let plain = text.bytes().all(|octet| octet.is_ascii_digit());
+    let number = text.parse().ok().filter(|number| plain && (&low..=&high).contains(&number));
+    number.ok_or_else(|| format!("{} is no number from {low} to {high}", shown(text)))
+}
+
+/// Reads an address of the device.
+pub(super) fn address(text: &str) -> Result<Cidr, String> {
+    let net: Cidr = text.parse().map_err(|error: CidrError| error.to_string())?;
+    let loopback = net.addr.to_canonical().is_loopback();
+    if net.addr.is_unspecified() || net.addr.is_multicast() || loopback {
+        return Err(format!("{} is no address for a device", shown(text)));
+    }
+    Ok(net)
+}
+
+/// Reads where to listen.
+pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
+    let wrong = || {
+        format!(
+            "{} is no place to listen; write ADDRESS:PORT, as in 127.0.0.1:1080 or [::]:1080",
+            shown(text)
+        )
+    };
+    text.parse().map_err(|_| wrong())
 }
 
 /// Reads `IP` or `IP:PORT`; the port is 53 when it is left out.
 pub(super) fn dns_server(text: &str) -> Result<SocketAddr, String> {
     let addr = text.parse::<IpAddr>().map(|addr| SocketAddr::new(addr, 53));
-    addr.or_else(|_| text.parse::<SocketAddr>())
-        .ok()
-        .filter(|addr| addr.port() > 0)
-        .ok_or("it is an address, or address and port: 9.9.9.9, 9.9.9.9:53, [2620:fe::fe]:53".into())
+    addr.or_else(|_| text.parse::<SocketAddr>()).ok().filter(|addr| addr.port() > 0).ok_or_else(|| {
+        format!(
+            "{} is no server; write IP or IP:PORT, as in 9.9.9.9, 9.9.9.9:53, [2620:fe::fe]:53",
+            shown(text)
+        )
+    })
 }
 
 /// A proxy as typed.
@@ -83,6 +130,13 @@ pub(super) struct ProxyUrl {
     pub(super) host: String,
     /// Port.
     pub(super) port: u16,
+}
+
+impl ProxyUrl {
+    /// A user was typed, and no password.
+    pub(super) fn wants_password(&self) -> bool {
+        self.user.as_ref().is_some_and(|user| user.password.is_none())
+    }
 }
 
 /// User, and password if it was typed.
@@ -112,6 +166,9 @@ impl User {
 
 /// Reads `[socks5://][USER[:PASS]@]HOST:PORT`. What is refused is not repeated: it may hold a password.
 pub(super) fn proxy(text: &str) -> Result<ProxyUrl, String> {
+    if text.is_empty() {
+        return Err("it is empty (a variable that is not set?)".into());
+    }
     let (scheme, rest) = text.split_once("://").map_or(("socks5", text), |(scheme, rest)| (scheme, rest));
     if !matches!(scheme, "socks5" | "socks5h") {
         return Err("the proxy's scheme is not known; it speaks socks5://".into());
@@ -235,13 +292,37 @@ mod tests {
         assert_eq!(dns_server("9.9.9.9"), Ok("9.9.9.9:53".parse().unwrap()));
         assert_eq!(dns_server("[::1]:5353"), Ok("[::1]:5353".parse().unwrap()));
         assert!(dns_server("9.9.9.9:0").is_err() && dns_server("dns.example").is_err());
-        assert!(connections("0").is_err() && connections("1").is_ok());
+    }
+
+    #[test]
+    fn numbers_have_bounds_and_no_sign() {
+        assert_eq!((mtu("1280"), mtu("65535")), (Ok(1280), Ok(65_535)));
+        assert_eq!((pool("0"), pool("64")), (Ok(0), Ok(64)));
+        assert_eq!((table("1"), table("1048576")), (Ok(1), Ok(1_048_576)));
+        assert_eq!(descriptor("3"), Ok(3));
+        for bad in [mtu("1279"), mtu("65536"), mtu("+1500"), mtu(""), mtu("-1"), mtu("1e3"), pool("65")] {
+            assert!(bad.unwrap_err().contains(" to "));
+        }
+        assert!(table("0").is_err() && table("1048577").is_err());
+        assert!(descriptor("2").is_err() && descriptor("2147483648").is_err());
+        assert!(mark("+1").is_err() && mark("0x+1").is_err() && mark("0x").is_err());
+    }
+
+    #[test]
+    fn addresses_are_those_that_a_host_can_have() {
+        assert!(address("10.0.0.1/24").is_ok() && address("fd00::1/64").is_ok());
+        for bad in ["0.0.0.0/0", "::/0", "224.0.0.1/4", "ff02::1/128", "127.0.0.1/8", "::ffff:127.0.0.1", "x"]
+        {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+        assert!(listen("[::]:0").is_ok() && listen("1080").is_err() && listen("localhost:1080").is_err());
     }
 
     proptest! {
         #[test]
         fn no_text_makes_a_reader_panic(text in ".*") {
-            let _ = (duration(&text), device(&text), mark(&text), dns_server(&text), proxy(&text), connections(&text));
+            let _ = (duration(&text), device(&text), mark(&text), dns_server(&text), proxy(&text), table(&text));
+            let _ = (mtu(&text), pool(&text), descriptor(&text), address(&text), listen(&text));
         }
     }
 }
