@@ -133,12 +133,12 @@ impl ControlQueue {
 
     /// Queues "destination unreachable" about `original`, a whole IP packet as the app sent it (or the front of one).
     pub(crate) fn unreachable(&mut self, original: &[u8], why: Unreachable, stats: &mut Stats, now: Instant) {
-        self.error(original, stats, now, |quoted| IcmpMessage::Unreachable { why: Some(why), quoted });
+        self.error(original, stats, |quoted| IcmpMessage::Unreachable { why: Some(why), quoted }, now);
     }
 
     /// Queues "reassembly time exceeded" about the first fragment of a datagram.
     pub(crate) fn reassembly_exceeded(&mut self, original: &[u8], stats: &mut Stats, now: Instant) {
-        self.error(original, stats, now, |quoted| IcmpMessage::TimeExceeded { reassembly: true, quoted });
+        self.error(original, stats, |quoted| IcmpMessage::TimeExceeded { reassembly: true, quoted }, now);
     }
 
     /// Queues an error about `original`, unless the rules forbid it (RFC 1812 4.3.2.7, RFC 4443 2.4 e): never about an ICMP error, about
@@ -148,8 +148,8 @@ impl ControlQueue {
         &mut self,
         original: &'o [u8],
         stats: &mut Stats,
-        now: Instant,
         message: impl FnOnce(&'o [u8]) -> IcmpMessage<'o>,
+        now: Instant,
     ) {
         // The front of a packet has a total length beyond itself; the fixed header tells what matters.
         let Some(ends) = Ends::of(original) else { return };
