@@ -500,6 +500,8 @@ fn json_lines_are_json_and_text_lines_are_short() {
 struct Serving {
     child: Child,
     errors: BufReader<std::process::ChildStderr>,
+    /// What it said before.
+    before: String,
     ready: String,
 }
 
@@ -507,12 +509,13 @@ impl Serving {
     fn start(args: &[&str]) -> Serving {
         let mut child = ztun(args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let mut errors = BufReader::new(child.stderr.take().unwrap());
-        let mut ready = String::new();
+        let (mut before, mut ready) = (String::new(), String::new());
         while !ready.contains("ready") {
+            before.push_str(&ready);
             ready.clear();
             assert!(errors.read_line(&mut ready).unwrap() > 0, "it ended instead");
         }
-        Serving { child, errors, ready }
+        Serving { child, errors, before, ready }
     }
 
     /// Sends the signal; status and what it said after it was ready.
@@ -543,6 +546,7 @@ fn the_embedded_proxy_says_where_it_is_ready_and_stops_as_asked() {
         let mut answer = [0; 2];
         client.read_exact(&mut answer).unwrap();
         assert_eq!(answer, [5, 0]);
+        assert_eq!(proxy.before, "");
         let (code, rest) = proxy.end(signal);
         assert_eq!(code, Some(0), "{rest}");
         assert!(!rest.contains("panicked"), "{rest}");
@@ -567,6 +571,13 @@ fn the_embedded_proxy_with_a_user_wants_the_password() {
     client.write_all(b"\x01\x05alice\x07hunter2").unwrap();
     client.read_exact(&mut answer).unwrap();
     assert_eq!(answer, [1, 0]);
+    assert_eq!(proxy.end("-TERM").0, Some(0));
+}
+
+#[test]
+fn a_proxy_that_is_open_to_everybody_says_so() {
+    let proxy = Serving::start(&["proxy", "--listen", "0.0.0.0:0"]);
+    assert!(proxy.before.contains("WARN") && proxy.before.contains("--user"), "{}", proxy.before);
     assert_eq!(proxy.end("-TERM").0, Some(0));
 }
 

@@ -177,6 +177,9 @@ fn proxy(options: &ProxyServerOptions) -> Result<u8, Error> {
     let addr = server
         .local_addr()
         .map_err(|error| failed("cannot read the listening address", &error, "start again"))?;
+    if options.user.is_none() && !addr.ip().to_canonical().is_loopback() {
+        log::warn!("whoever reaches {addr} may use it: --user and --password-file let in only who may");
+    }
     log::info!("ready: SOCKS5 at {addr}");
     server.run().map_err(|error| {
         failed("the server failed", &error, "raise the limit on open files (`ulimit -n`) and start again")

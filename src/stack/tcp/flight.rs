@@ -90,6 +90,11 @@ impl Flight {
         self.lost > 0
     }
 
+    /// Sequence space of the oldest segment; 0 when nothing is in flight.
+    pub(super) fn first_len(&self) -> u32 {
+        self.records.front().map_or(0, |sent| sent.len)
+    }
+
     /// A new segment has been sent.
     pub(super) fn sent(&mut self, start: SeqNumber, len: u32, now: Instant) {
         self.octets += len;
@@ -156,10 +161,12 @@ impl Flight {
         now: Instant,
     ) -> Acked {
         let mut acked = Acked::default();
+        let mut ambiguous = false;
         while let Some(sent) = self.records.front().copied() {
             if sent.end().le(una) {
                 self.records.pop_front();
                 self.octets -= sent.len;
+                ambiguous |= sent.retransmitted;
                 self.arrived(&sent, &mut acked, now);
                 if sent.sacked {
                     self.sacked -= sent.len;
@@ -172,6 +179,10 @@ impl Flight {
             } else {
                 break;
             }
+        }
+        if ambiguous {
+            // What lay behind a hole that a retransmission has filled was waiting there: its time is no round trip (Karn, RFC 6298 3).
+            acked.rtt = None;
         }
         for &(left, right) in blocks.as_slice() {
             if left.lt(right) && left.ge(una) && right.le(nxt) && left.lt(nxt) {

@@ -1,7 +1,7 @@
 //! A handle on one TCP flow: what a socket is to a process.
 
 use super::super::control::{ControlQueue, Limit};
-use super::super::{Refusal, Stats};
+use super::super::{DropReason, Refusal, Stats};
 use super::tcb::{Fin, State};
 use super::{Slot, TcpLayer};
 use crate::flow::{FlowId, FlowKey};
@@ -54,7 +54,9 @@ impl<'a> Tcp<'a> {
     /// Ends an offer of [`crate::stack::Ingress::Stream`]: the socket took the first `taken` octets of `payload`, the others are buffered.
     /// When there is no memory for them they are forgotten unacknowledged, and the app's kernel sends them again.
     pub fn keep(&mut self, payload: &[u8], taken: usize, now: Instant) {
-        self.layer.keep(self.flow, payload.get(taken..).unwrap_or_default(), self.control, now);
+        if !self.layer.keep(self.flow, payload.get(taken..).unwrap_or_default(), self.control, now) {
+            self.stats.drops[DropReason::Full as usize] += 1;
+        }
     }
 
     /// In-order octets that are buffered, in two slices.

@@ -6,7 +6,7 @@ use super::tcb::{Ack, Fin, Forced, LossTimer, Recovery, State, Tcb};
 use crate::stack::{Closed, DropReason, Stats, TcpConfig};
 use crate::time::{Duration, Instant};
 use crate::wire::SeqNumber;
-use crate::wire::tcp::TcpSegment;
+use crate::wire::tcp::{SackBlocks, TcpSegment};
 
 /// RFC 7323 5.5: TS.Recent is void when the connection was silent for longer than this.
 const TS_RECENT_VALID: Duration = Duration::from_secs(24 * 24 * 3600);
@@ -77,9 +77,11 @@ impl Tcb {
         (exchanged && self.receive.finished()).then_some(Closed::Finished)
     }
 
-    /// PAWS (RFC 7323 5.3) and the rule that every segment carries the option once negotiated (3.2). Never for RST.
+    /// PAWS (RFC 7323 5.3) and the rule that every segment carries the option once negotiated (3.2). Never for RST, nor for SYN: an app
+    /// that has started anew knows nothing of timestamps, and is to be challenged (RFC 5961 4.2).
     fn check_timestamps(&mut self, segment: &TcpSegment<'_>, cx: &mut Context<'_>) -> Result<(), DropReason> {
-        let Some(state) = self.timestamps.filter(|_| !segment.flags.rst()) else { return Ok(()) };
+        let exempt = segment.flags.rst() || segment.flags.syn();
+        let Some(state) = self.timestamps.filter(|_| !exempt) else { return Ok(()) };
         let Some(timestamps) = segment.options.timestamps else { return Err(DropReason::Paws) };
         let old = SeqNumber(timestamps.value).lt(SeqNumber(state.recent));
         if old && cx.now.since(state.recent_at) < TS_RECENT_VALID {
@@ -164,6 +166,7 @@ impl Tcb {
         self.last_heard = now;
         let outstanding = self.flight.outstanding();
         let window_before = self.snd_wnd;
+        let shut_out = self.backoffs > 0 && self.flight.first_len() > window_before;
         self.update_window(segment);
         let advanced = segment.ack.gt(self.snd_una);
         if advanced {
@@ -174,23 +177,26 @@ impl Tcb {
         if segment.ack.lt(self.snd_una) {
             return;
         }
-        let acked = self.flight.acknowledge(self.snd_una, self.snd_nxt, &segment.options.sack, now);
+        // Blocks count only when they were negotiated (RFC 2018 2).
+        let sack = if self.sack { segment.options.sack } else { SackBlocks::default() };
+        let acked = self.flight.acknowledge(self.snd_una, self.snd_nxt, &sack, now);
         if let Some(rtt) = acked.rtt {
             self.rtt.sample(rtt);
         }
-        // RFC 5681 2: a duplicate has data outstanding, no text, no news, the same window.
+        // RFC 5681 2: a duplicate has data outstanding, no text, no news, the same window. The answer to a zero-window probe is none.
         let duplicate = !advanced
             && acked.octets == 0
             && segment.is_empty()
             && !self.flight.is_empty()
-            && self.snd_wnd == window_before;
+            && self.snd_wnd == window_before
+            && self.snd_wnd > 0;
         let mut lost = duplicate && self.flight.duplicate();
         let (found, reorder) = self.flight.detect(&self.rtt, self.recovery.is_some(), now);
         lost |= found;
         if self.recovery.is_some_and(|recovery| self.snd_una.ge(recovery.point)) {
             self.recovery = None;
         }
-        if advanced && self.recovery.is_some() && !self.flight.has_lost() && segment.options.sack.is_empty() {
+        if advanced && self.recovery.is_some() && !self.flight.has_lost() && sack.is_empty() {
             // A partial acknowledgement without SACK: the next segment is missing too (RFC 6582 3.2).
             self.flight.lose_first();
         }
@@ -203,6 +209,13 @@ impl Tcb {
         }
         if advanced || acked.octets > 0 || lost {
             self.restart_loss_timer(reorder, now);
+        } else if shut_out && self.snd_wnd > window_before {
+            // What was sent into a window too small for it, a probe at least, was not taken: it goes before anything new, and at once.
+            self.flight.lose_all();
+            self.recovery = Some(Recovery { point: self.snd_nxt, timeout: true });
+            self.backoffs = 0;
+            self.forced = Forced::Retransmit;
+            self.restart_loss_timer(None, now);
         } else if self.snd_wnd > window_before {
             // A window that opens lets out what waited for it.
             self.loss_timer = if self.flight.is_empty() { LossTimer::Off } else { self.loss_timer };
@@ -254,14 +267,13 @@ impl Tcb {
         let nxt = self.receive.nxt;
         let skip = if segment.seq.lt(nxt) { nxt.distance_from(segment.seq) as usize } else { 0 };
         let seq = segment.seq + skip as u32;
-        let room = self.receive.window().saturating_sub(seq.distance_from(nxt)) as usize;
+        let room = self.receive.room_at(seq) as usize;
         let text = segment.payload.get(skip..).unwrap_or_default();
         let complete = text.len() <= room;
         let text = &text[..text.len().min(room)];
         if segment.flags.fin() && complete {
             let fin = segment.seq + segment.payload.len() as u32;
-            // The first FIN counts; one elsewhere is a contradiction.
-            self.receive.fin.get_or_insert(fin);
+            self.receive.note_fin(fin);
         }
         if !text.is_empty() {
             self.unacknowledged = self.unacknowledged.saturating_add(text.len() as u32);
@@ -269,7 +281,11 @@ impl Tcb {
             match self.receive.take(seq, text, cx.pool) {
                 Taken::Offered => outcome.offered = Some((skip, text.len())),
                 Taken::InOrder { first } => outcome.readable |= first,
-                Taken::OutOfOrder | Taken::Dropped => self.ack_duplicate(),
+                Taken::OutOfOrder => self.ack_duplicate(),
+                Taken::Dropped => {
+                    cx.stats.drops[DropReason::Full as usize] += 1;
+                    self.ack_duplicate();
+                }
             }
             if gap {
                 // RFC 5681 4.2: also when the segment fills a gap, wholly or in part.

@@ -13,6 +13,9 @@ use crate::time::Instant;
 use crate::wire::SeqNumber;
 use crate::wire::tcp::{TcpFlags, TcpOptions, TcpSegment};
 
+/// How far behind the last sequence number of a connection in TIME-WAIT its successor starts at least: more than any unscaled window.
+const BEYOND_TIME_WAIT: u32 = 1 << 17;
+
 /// Whether there is room for a SYN.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Room {
@@ -206,8 +209,14 @@ impl TcpLayer {
             return Err(DropReason::Unacceptable);
         }
         if flags.syn() && !flags.ack() && !flags.fin() && entry.superseded_by(segment) {
+            let least = entry.snd_nxt + BEYOND_TIME_WAIT;
             self.forget(flow);
-            return self.unknown(key, segment, control, stats, now);
+            let taken = self.unknown(key, segment, control, stats, now);
+            // A fast connection outruns the clock of the ISN (RFC 9293 3.6.1).
+            if let Some(Slot::Syn(entry)) = self.table.find(&key).and_then(|flow| self.table.get_mut(flow)) {
+                entry.iss = entry.iss.max(least);
+            }
+            return taken;
         }
         if flags.fin() {
             entry.until = until;

@@ -361,13 +361,21 @@ impl TcpLayer {
 
     // ---- for the handle ----
 
-    pub(super) fn keep(&mut self, flow: FlowId, rest: &[u8], control: &mut ControlQueue, now: Instant) {
-        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return };
-        tcb.receive.keep(rest, &mut self.pool);
+    /// `false` when there was no memory for the rest.
+    pub(super) fn keep(
+        &mut self,
+        flow: FlowId,
+        rest: &[u8],
+        control: &mut ControlQueue,
+        now: Instant,
+    ) -> bool {
+        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return true };
+        let kept = tcb.receive.keep(rest, &mut self.pool);
         if tcb.receive.finished() {
             self.events.push_back(StackEvent::Readable { flow });
         }
         self.after_read(flow, control, now);
+        kept
     }
 
     pub(super) fn consume(&mut self, flow: FlowId, octets: usize, control: &mut ControlQueue, now: Instant) {

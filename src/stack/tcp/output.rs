@@ -107,6 +107,10 @@ impl Tcb {
         if silly && forced == Forced::No {
             return None;
         }
+        if self.flight.is_empty() {
+            // R2 counts from here: silence before was owed to nobody (RFC 9293 3.8.3).
+            self.last_heard = now;
+        }
         let seq = self.snd_nxt;
         self.snd_nxt += len;
         if fin {

@@ -54,6 +54,11 @@ impl Ranges {
         Some(end)
     }
 
+    /// Where the last stretch ends.
+    fn end(&self) -> Option<SeqNumber> {
+        self.ranges.last().map(|(_, end)| *end)
+    }
+
     fn clear(&mut self) {
         self.ranges = Vec::new();
     }
@@ -138,13 +143,37 @@ impl Receiver {
         if edge.gt(self.edge) && gain >= mss.min(self.limit as u32 / 2).max(1 << self.scale) {
             self.edge = edge;
         }
-        // Rounded down by the shift: what is offered is never more than there is room for.
+        // The field counts in units of the shift. Rounded down it would take back what was offered before (RFC 7323 2.4), so it is rounded
+        // up while there is memory for that.
+        let up = self.window().next_multiple_of(1 << self.scale);
+        if up as usize <= self.free() {
+            self.edge = self.nxt + up;
+        }
         u16::try_from(self.window() >> self.scale).unwrap_or(u16::MAX)
     }
 
+    fn free(&self) -> usize {
+        self.limit.saturating_sub(self.ring.len())
+    }
+
+    /// The right edge that the buffer allows, less what rounding up may cost until the reader takes something.
     fn possible_edge(&self) -> SeqNumber {
-        let free = self.limit.saturating_sub(self.ring.len()).min(usize::from(u16::MAX) << self.scale);
+        let reserve = if self.scale > 0 { self.limit / 32 } else { 0 };
+        let free = self.free().saturating_sub(reserve).min(usize::from(u16::MAX) << self.scale);
         self.nxt + free as u32
+    }
+
+    /// Octets that are taken from `seq` on: up to the window's edge, and up to FIN once it is known.
+    pub(super) fn room_at(&self, seq: SeqNumber) -> u32 {
+        let end = self.fin.map_or(self.edge, |fin| fin.min(self.edge));
+        if seq.lt(end) { end.distance_from(seq) } else { 0 }
+    }
+
+    /// FIN was seen, in or out of order. The first one counts, unless text beyond it has come: then the app contradicts itself.
+    pub(super) fn note_fin(&mut self, fin: SeqNumber) {
+        if self.fin.is_none() && self.ahead.end().is_none_or(|end| end.le(fin)) {
+            self.fin = Some(fin);
+        }
     }
 
     /// Whether the app should be told of a larger window without being asked: it may be waiting for it.
@@ -288,7 +317,25 @@ mod tests {
         receiver.take(receiver.nxt + 10, &[1; 100], &mut pool);
         receiver.take(receiver.nxt, &[1; 10], &mut pool);
         receiver.advertise(1460);
-        assert_eq!(receiver.nxt + receiver.window(), edge);
+        assert!((receiver.nxt + receiver.window()).ge(edge));
+        assert_eq!(receiver.window() % 32, 0, "the field says all of it");
+    }
+
+    /// RFC 7323 2.4: single octets that nobody reads must not push the edge beyond the buffer.
+    #[test]
+    fn rounding_up_never_offers_more_than_the_buffer() {
+        let mut pool = pool();
+        let limit = 100_000;
+        let mut receiver = Receiver::new(SeqNumber(9), limit, 7);
+        receiver.advertise(1460);
+        let start = receiver.nxt;
+        assert_eq!(receiver.take(start, &[1], &mut pool), Taken::Offered);
+        receiver.keep(&[1], &mut pool);
+        while receiver.window() > 0 {
+            assert_ne!(receiver.take(receiver.nxt, &[1], &mut pool), Taken::Dropped);
+            receiver.advertise(1460);
+            assert!((receiver.nxt + receiver.window()).distance_from(start) as usize <= limit);
+        }
     }
 
     #[test]

@@ -188,7 +188,7 @@ pub(in crate::stack) struct Tcb {
     /// Octets received since the last acknowledgement was sent.
     pub(super) unacknowledged: u32,
     pub(super) challenge: ChallengeLimit,
-    /// When the app was last heard to acknowledge anything.
+    /// When the app was last heard to acknowledge anything, or began to owe that.
     pub(super) last_heard: Instant,
     /// When anything last came or went.
     pub(super) last_active: Instant,
