@@ -564,10 +564,13 @@ impl Drop for ChildServer {
 fn be_a_server() {
     assert!(std::env::var_os(CHILD).is_some(), "only ChildServer starts this");
     let mut server = Server::bind(config()).unwrap();
-    let mut stdout = io::stdout();
-    writeln!(stdout, "listening on {}", server.local_addr().unwrap()).unwrap();
-    stdout.flush().unwrap();
-    server.run().unwrap();
+    let addr = server.local_addr().unwrap();
+    let ready = || {
+        let mut stdout = io::stdout();
+        writeln!(stdout, "listening on {addr}").unwrap();
+        stdout.flush().unwrap();
+    };
+    server.run(ready).unwrap();
 }
 
 /// F15: out of descriptors, it keeps what it has, refuses or queues the new, and does not spin.

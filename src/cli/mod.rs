@@ -180,8 +180,7 @@ fn proxy(options: &ProxyServerOptions) -> Result<u8, Error> {
     if options.user.is_none() && !addr.ip().to_canonical().is_loopback() {
         log::warn!("whoever reaches {addr} may use it: --user and --password-file let in only who may");
     }
-    log::info!("ready: SOCKS5 at {addr}");
-    server.run().map_err(|error| {
+    server.run(|| log::info!("ready: SOCKS5 at {addr}")).map_err(|error| {
         failed("the server failed", &error, "raise the limit on open files (`ulimit -n`) and start again")
     })?;
     Ok(0)

@@ -101,9 +101,11 @@ impl Server {
     }
 
     /// Serves until SIGINT, SIGTERM or [`Stop::stop`]. Connections that are open then are closed with the server.
-    pub fn run(&mut self) -> io::Result<()> {
+    /// `ready` is called when the signals are caught: who hears of it may send one.
+    pub fn run(&mut self, ready: impl FnOnce()) -> io::Result<()> {
         #[cfg(unix)]
         let mut signals = signals::Signals::register(self.poll.registry(), STOP)?;
+        ready();
         let served = self.serve();
         #[cfg(unix)]
         signals.unregister(self.poll.registry());
