@@ -336,7 +336,7 @@ fn every_order_of_closing_ends_in_closed_without_a_leak() {
 }
 
 /// A connection in TIME-WAIT, the stack having closed first.
-fn time_wait(peer: &mut Peer) {
+pub fn time_wait(peer: &mut Peer) {
     peer.shutdown();
     let fin = peer.take_one();
     ack_fin(peer, &fin);

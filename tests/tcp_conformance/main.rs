@@ -7,6 +7,7 @@
 
 mod close;
 mod dsl;
+mod full;
 mod input;
 mod output;
 #[path = "../engine_sim/world.rs"]
