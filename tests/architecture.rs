@@ -575,6 +575,26 @@ fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
+/// Links of a document to files of the project that are not there; `exists` is asked relative to the document's folder.
+fn dead_links(name: &str, text: &str, exists: impl Fn(&str) -> bool) -> Vec<String> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+    let local = targets.filter(|target| !target.contains("://") && !target.starts_with('#'));
+    local.filter(|target| !exists(target)).map(|target| format!("{name}: no {target}")).collect()
+}
+
+/// Numbers of the sixty statements that have no row with a test in `text`.
+fn unproved(text: &str) -> Vec<u32> {
+    let proved =
+        |n: &u32| text.lines().any(|line| line.starts_with(&format!("| {n} | ")) && line.contains(".rs::"));
+    (1..=60).filter(|n| !proved(n)).collect()
+}
+
+#[test]
+fn every_statement_has_a_test() {
+    let protocols = fs::read_to_string(root().join("docs/PROTOCOLS.md")).expect("docs/PROTOCOLS.md");
+    assert_eq!(unproved(&protocols), Vec::<u32>::new());
+}
+
 /// What a document says of files and tests and what is not there: `path`, or `path::test`.
 fn dead_references(name: &str, text: &str, exists: impl Fn(&str) -> Option<String>) -> Vec<String> {
     let mut dead = Vec::new();
@@ -608,6 +628,8 @@ fn files_and_tests_that_documents_name_are_there() {
     for document in documents {
         let text = fs::read_to_string(&document).expect("a document");
         references += quoted(&text).filter(|quote| quote.starts_with("src/")).count();
+        let folder = document.parent().unwrap_or(&document).to_path_buf();
+        dead.extend(dead_links(&document.to_string_lossy(), &text, |target| folder.join(target).exists()));
         dead.extend(dead_references(
             &document.file_name().unwrap_or_default().to_string_lossy(),
             &text,
@@ -726,5 +748,9 @@ mod the_rules {
         assert_eq!(dead("`tests/a.rs` and `tests/a.rs::it_works`, `cargo test`"), 0);
         assert_eq!(dead("`tests/b.rs`"), 1);
         assert_eq!(dead("`tests/a.rs::it_fails`"), 1);
+        let text = "[here](a.md), [there](../b.md), [far](https://example.com)";
+        assert_eq!(dead_links("sample", text, |target| target == "a.md"), ["sample: no ../b.md"]);
+        let rows = "| 2 | two | `tests/a.rs::it_works` |\n| 3 | three | nothing |";
+        assert!(!unproved(rows).contains(&2) && unproved(rows).contains(&3) && unproved(rows).len() == 59);
     }
 }
