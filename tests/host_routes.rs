@@ -97,7 +97,7 @@ fn route_device(line: &str) -> String {
     words.nth(1).unwrap().to_owned()
 }
 
-/// conformance 6; F18
+/// Z12, F18
 #[test]
 fn everything_is_as_before_when_a_run_ends() {
     in_namespace(|dir| {

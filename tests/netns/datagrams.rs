@@ -93,7 +93,7 @@ fn a_proxy_without_udp_refuses_at_once() {
     assert_eq!(app.join().unwrap(), std::io::ErrorKind::HostUnreachable);
 }
 
-/// Z6: echo requests of both families, fragmented ones too.
+/// Z9, conformance 51: echo requests of both families, fragmented ones too.
 #[test]
 fn ping_is_answered() {
     let Some(world) = world() else { return };
@@ -108,7 +108,7 @@ fn ping_is_answered() {
     }
 }
 
-/// Z4, Z5: the datagrams of a proxy on this machine do not come back either.
+/// Z5, F21: the datagrams of a proxy on this machine do not come back either.
 #[test]
 fn datagrams_through_a_proxy_on_this_machine() {
     let Some(world) = world() else { return };

@@ -9,7 +9,7 @@ fn talk(stream: &mut std::net::TcpStream) -> std::io::Result<()> {
     stream.read_exact(&mut [0])
 }
 
-/// Z3: the proxy dies: its connections end, new ones are refused at once; it comes back: they work again.
+/// F4, F5: the proxy dies: its connections end, new ones are refused at once; it comes back: they work again.
 #[test]
 fn a_proxy_that_dies_and_comes_back() {
     let Some(world) = world() else { return };
@@ -29,7 +29,7 @@ fn a_proxy_that_dies_and_comes_back() {
     assert_eq!(ztun.stop(), Some(0));
 }
 
-/// Z9: out of descriptors: new connections are refused, old ones live, nothing spins, and it works again afterwards.
+/// Z3, F15: out of descriptors: new connections are refused, old ones live, nothing spins, and it works again afterwards.
 #[test]
 fn out_of_descriptors_refuses_the_new_and_keeps_the_old() {
     let Some(world) = world() else { return };
@@ -67,7 +67,7 @@ fn out_of_descriptors_refuses_the_new_and_keeps_the_old() {
     assert_eq!(ztun.stop(), Some(0));
 }
 
-/// Z8: the machine's default route is replaced while a transfer runs through a remote proxy: it goes on.
+/// Z11, F20: the machine's default route is replaced while a transfer runs through a remote proxy: it goes on.
 #[test]
 fn a_replaced_default_route_does_not_disturb() {
     let Some(world) = world() else { return };
@@ -82,7 +82,7 @@ fn a_replaced_default_route_does_not_disturb() {
     assert_eq!(ztun.stop(), Some(0));
 }
 
-/// Z2: a full socket of a slow reader stops the sender, and costs bounded memory.
+/// Z4, F7, conformance 26: a full socket of a slow reader stops the sender, and costs bounded memory.
 #[test]
 fn a_slow_reader_stops_the_sender_and_nobody_else() {
     let Some(world) = world() else { return };
@@ -115,7 +115,7 @@ fn a_slow_reader_stops_the_sender_and_nobody_else() {
     assert!(rest > 511 << 20, "{rest}");
 }
 
-/// F1, Z2: loss between the apps' kernel and ztun is made good, both ways: sums are equal.
+/// F1, Z4: loss between the apps' kernel and ztun is made good, both ways: sums are equal.
 #[test]
 fn losses_on_the_device_are_made_good() {
     let Some(world) = world() else { return };

@@ -3,7 +3,7 @@
 use crate::world::*;
 use std::io::Write;
 
-/// Z10, L-6: each signal ends it in order with status 0, also with connections open, and nothing is left.
+/// Z12, L-6, F18: each signal ends it in order with status 0, also with connections open, and nothing is left.
 #[test]
 fn every_signal_ends_it_and_nothing_is_left() {
     let Some(world) = world() else { return };
@@ -43,7 +43,7 @@ fn two_signals_force_it_and_nothing_is_left() {
     assert_eq!(world.client.state(), before);
 }
 
-/// L-7, Z10: a hundred runs in a row, a signal as early as during the set-up among them.
+/// L-7, Z12: a hundred runs in a row, a signal as early as during the set-up among them.
 #[test]
 fn a_hundred_runs_in_a_row() {
     let Some(world) = world() else { return };
@@ -93,7 +93,7 @@ fn after_kill_9_restore_and_the_next_start_heal() {
     assert_eq!(world.client.state(), before);
 }
 
-/// L-3: a second one is refused with the first one's process id, and changes nothing.
+/// L-1, F22: a second one is refused with the first one's process id, and changes nothing.
 #[test]
 fn a_second_one_is_refused() {
     let Some(world) = world() else { return };
@@ -112,7 +112,7 @@ fn a_second_one_is_refused() {
     }
 }
 
-/// L-6: the device is deleted by another program: an error, and nothing is left.
+/// F16: the device is deleted by another program: an error, and nothing is left.
 #[test]
 fn a_deleted_device_ends_the_run_in_order() {
     let Some(world) = world() else { return };
@@ -123,7 +123,7 @@ fn a_deleted_device_ends_the_run_in_order() {
     assert_eq!(world.client.state(), before, "{}", ztun.log());
 }
 
-/// cli.md: `--require-proxy` ends with status 4 when nobody answers, and nothing was changed.
+/// The contract of the command line: `--require-proxy` ends with status 4 when nobody answers, and nothing was changed.
 #[test]
 fn a_required_proxy_that_is_not_there_is_said() {
     let Some(world) = world() else { return };
@@ -139,7 +139,7 @@ fn a_required_proxy_that_is_not_there_is_said() {
     assert_eq!(ztun.stop(), Some(0));
 }
 
-/// cli.md: what `--dry-run` prints is what a run then does, and it does nothing itself.
+/// The contract of the command line: what `--dry-run` prints is what a run then does, and it does nothing itself.
 #[test]
 fn a_dry_run_changes_nothing() {
     let Some(world) = world() else { return };

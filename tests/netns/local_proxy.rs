@@ -32,7 +32,7 @@ fn targets(world: &World) {
     world.echo(&format!("{TARGET}:7"));
 }
 
-/// Z4, pain 1: an ordinary local proxy, as root and as a user of its own, forking or with threads, and the embedded one.
+/// F21: an ordinary local proxy, as root and as a user of its own, forking or with threads, and the embedded one.
 #[test]
 fn a_local_proxy_does_not_loop() {
     let Some(world) = world() else { return };
@@ -60,7 +60,7 @@ fn a_local_proxy_does_not_loop() {
     }
 }
 
-/// Z4: the proxy is started after ztun, and started again while ztun runs.
+/// F21: the proxy is started after ztun, and started again while ztun runs.
 #[test]
 fn a_local_proxy_may_come_later_and_come_again() {
     let Some(world) = world() else { return };
@@ -77,7 +77,7 @@ fn a_local_proxy_may_come_later_and_come_again() {
     assert_eq!(ztun.stop(), Some(0));
 }
 
-/// Z4: a loop that happens all the same is said in one message, and ends; it does not fill any table.
+/// F21: a loop that happens all the same is said in one message, and ends; it does not fill any table.
 #[test]
 fn a_loop_is_detected_and_said() {
     let Some(world) = world() else { return };
@@ -93,7 +93,7 @@ fn a_loop_is_detected_and_said() {
     assert_eq!(ztun.stop(), Some(0));
 }
 
-/// Z4: the proxy's connections leave by the wire, with the machine's own address; the app's go into the tunnel.
+/// F21: the proxy's connections leave by the wire, with the machine's own address; the app's go into the tunnel.
 #[test]
 fn what_the_proxy_sends_leaves_by_the_wire() {
     let Some(world) = world() else { return };

@@ -10,7 +10,7 @@ fn seen_from(world: &World, to: &str) -> std::io::Result<IpAddr> {
     world.client.connect(to).map(|_app| listener.accept().unwrap().1.ip())
 }
 
-/// Z7: what matches a rule goes its way; the first match counts.
+/// Z8: what matches a rule goes its way; the first match counts.
 #[test]
 fn rules_send_flows_their_way() {
     let Some(world) = world() else { return };
@@ -58,7 +58,7 @@ fn bypass_and_route_decide_what_is_captured() {
     }
 }
 
-/// Z8: IPv6 that is switched off is refused at once: it neither hangs nor leaks.
+/// F23: IPv6 that is switched off is refused at once: it neither hangs nor leaks.
 #[test]
 fn ipv6_off_is_refused_and_does_not_leak() {
     let Some(world) = world() else { return };
@@ -72,7 +72,7 @@ fn ipv6_off_is_refused_and_does_not_leak() {
     assert!(seen_from(&world, "203.0.113.10:90").is_ok());
 }
 
-/// Z3: a proxy that cannot be reached is passed over for the next one.
+/// F4: a proxy that cannot be reached is passed over for the next one.
 #[test]
 fn the_next_proxy_takes_over() {
     let Some(world) = world() else { return };

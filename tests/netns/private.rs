@@ -2,7 +2,7 @@
 
 use crate::world::*;
 
-/// Z11: the command's way out is the tunnel, its output and status are its own, and the machine is left alone.
+/// exec: the command's way out is the tunnel, its output and status are its own, and the machine is left alone.
 #[test]
 fn exec_routes_one_command_and_leaves_the_machine_alone() {
     let Some(world) = world() else { return };
@@ -23,7 +23,7 @@ fn exec_routes_one_command_and_leaves_the_machine_alone() {
     assert_eq!(world.client.state(), before);
 }
 
-/// Z11: asked to stop, it ends the command first; nobody is left.
+/// exec: asked to stop, it ends the command first; nobody is left.
 #[test]
 fn exec_ends_with_its_command_and_the_command_with_it() {
     let Some(world) = world() else { return };
@@ -44,7 +44,7 @@ fn exec_ends_with_its_command_and_the_command_with_it() {
     }
 }
 
-/// Z11: without root where the device may be opened, and with a clear word where it may not.
+/// exec: without root where the device may be opened, and with a clear word where it may not.
 #[test]
 fn exec_works_without_root() {
     let Some(world) = world() else { return };
@@ -76,7 +76,7 @@ fn exec_works_without_root() {
     assert!(errors.contains("/dev/net/tun") && errors.contains("  try: "), "{errors}");
 }
 
-/// Z12: everything that the demo shows works, and the machine is left alone.
+/// demo: everything that the demo shows works, and the machine is left alone.
 #[test]
 fn the_demo_shows_everything_at_work() {
     let Some(world) = world() else { return };

@@ -15,7 +15,7 @@ fn carry(world: &World, url: &str, megabytes: u64) {
     assert_eq!(answer, sum, "{url}: {megabytes} MB up");
 }
 
-/// Z1, Z2: 1 GB each way, IPv4 and IPv6, sums equal; and with plain packets.
+/// Z1, Z4: 1 GB each way, IPv4 and IPv6, sums equal; and with plain packets.
 #[test]
 fn a_gigabyte_each_way_through_the_embedded_proxy() {
     let Some(world) = world() else { return };
@@ -47,7 +47,7 @@ fn microsocks_and_dante_carry_the_same() {
     }
 }
 
-/// Z3, conformance 23: a refused port is refused, at once, in both families; with `--accept early` it is a reset.
+/// F4, conformance 52, 60: a refused port is refused, at once, in both families; with `--accept early` it is a reset.
 #[test]
 fn a_closed_port_is_refused_at_once() {
     let Some(world) = world() else { return };
@@ -66,7 +66,7 @@ fn a_closed_port_is_refused_at_once() {
     assert_eq!(stream.read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
-/// Z3: a target that does not answer fails after the time that was asked for, and not by hanging.
+/// conformance 52: a target that does not answer fails after the time that was asked for, and not by hanging.
 #[test]
 fn a_silent_target_times_out_as_configured() {
     let Some(world) = world() else { return };
@@ -78,7 +78,7 @@ fn a_silent_target_times_out_as_configured() {
     assert!(error.kind() != std::io::ErrorKind::TimedOut || start.elapsed() < PATIENCE, "{error}");
 }
 
-/// Z2: either side may finish first; the other goes on.
+/// Z4, F9, conformance 39: either side may finish first; the other goes on.
 #[test]
 fn half_closed_connections_carry_the_other_way() {
     let Some(world) = world() else { return };
@@ -113,7 +113,7 @@ fn half_closed_connections_carry_the_other_way() {
     writer.join().unwrap().unwrap();
 }
 
-/// Z9: 2,000 connections at once, with a bulk transfer beside them; nothing is left of them.
+/// Z3: 2,000 connections at once, with a bulk transfer beside them; nothing is left of them.
 #[test]
 fn two_thousand_connections_at_once() {
     let Some(world) = world() else { return };
@@ -148,7 +148,7 @@ fn two_thousand_connections_at_once() {
     assert_eq!(ztun.stop(), Some(0));
 }
 
-/// Z9: memory and descriptors are where they were after many short connections.
+/// Z3: memory and descriptors are where they were after many short connections.
 #[test]
 fn many_short_connections_leave_no_trace() {
     let Some(world) = world() else { return };
