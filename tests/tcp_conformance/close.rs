@@ -368,6 +368,29 @@ fn time_wait_ignores_resets_and_old_segments() {
     });
 }
 
+/// conformance 43, F6: a kernel that has forgotten the connection resets what comes late.
+#[test]
+fn a_reset_behind_both_fins_costs_the_slow_reader_nothing() {
+    both(|family| {
+        let mut peer = Peer::new(family).open();
+        peer.room = 0;
+        peer.say(b"not yet read");
+        peer.shutdown();
+        let fin = peer.take_one();
+        ack_fin(&mut peer, &fin);
+        send_fin(&mut peer);
+        peer.take();
+        let reset = peer.seg().flags(RST);
+        assert_eq!(peer.give(&reset), Err(DropReason::Unacceptable));
+        // Longer than a closing connection may idle, since it is not the app that is waited for.
+        peer.wait(secs(3_000));
+        assert_eq!(peer.closed(), None);
+        peer.drain(usize::MAX);
+        assert_eq!(peer.received, b"not yet read");
+        assert_eq!(peer.closed(), Some(Closed::Finished));
+    });
+}
+
 /// conformance 43
 #[test]
 fn a_newer_syn_takes_over_a_connection_in_time_wait_above_its_sequence_numbers() {

@@ -175,6 +175,28 @@ fn a_zero_window_is_probed_with_growing_pauses_for_as_long_as_the_app_answers() 
     });
 }
 
+/// conformance 27, 33: where probes are a minute apart, R2 passes between two of them.
+#[test]
+fn a_few_lost_probes_do_not_end_a_connection_whose_window_is_closed() {
+    both(|family| {
+        let mut peer = Peer::new(family).open();
+        peer.window = 0;
+        let shut = peer.seg();
+        peer.feed(&shut);
+        peer.write(b"patience");
+        for round in 0..40 {
+            peer.wait(secs(if round < 12 { 60 } else { 200 }));
+            assert!(peer.is_alive(), "{:?}", peer.closed());
+            let still_shut = peer.seg();
+            peer.feed(&still_shut);
+            peer.take();
+        }
+        // An app that says nothing at all is given up in the end.
+        peer.wait(secs(1_000));
+        assert_eq!(peer.closed(), Some(Closed::TimedOut));
+    });
+}
+
 /// conformance 27: the octet of the probe is not lost sight of when the window opens without it.
 #[test]
 fn a_short_rest_behind_a_probe_is_sent_when_the_window_opens() {

@@ -44,6 +44,11 @@ impl Tcb {
         }
         // Second, RST (RFC 5961 3.2).
         if segment.flags.rst() {
+            if matches!(self.state(), State::TimeWait | State::Closed) {
+                // Both FINs are acknowledged and only the caller has yet to read: there is nothing left to abort (RFC 1337). The app's kernel
+                // has forgotten the connection and answers any late acknowledgement with this.
+                return Err(DropReason::Unacceptable);
+            }
             if segment.seq == self.receive.nxt {
                 return Ok(Outcome { closed: Some(Closed::Reset), ..Outcome::default() });
             }
@@ -164,6 +169,7 @@ impl Tcb {
     fn handle_ack(&mut self, segment: &TcpSegment<'_>, cx: &mut Context<'_>) {
         let now = cx.now;
         self.last_heard = now;
+        self.unanswered = 0;
         let outstanding = self.flight.outstanding();
         let window_before = self.snd_wnd;
         let shut_out = self.backoffs > 0 && self.flight.first_len() > window_before;

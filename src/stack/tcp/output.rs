@@ -16,6 +16,8 @@ pub(super) struct Segment {
 
 /// RFC 8985 7.2: the peer's delayed acknowledgement, added when one segment is out. Linux delays at least 40 ms.
 const PEER_ACK_DELAY: Duration = Duration::from_millis(50);
+/// Retransmissions or probes that must go unanswered, beside R2, before a connection is given up.
+const LEAST_UNANSWERED: u8 = 6;
 /// No tail loss probe sooner than this: the peer is on this machine and timers count in milliseconds.
 const LEAST_PROBE: Duration = Duration::from_millis(5);
 
@@ -245,9 +247,11 @@ impl Tcb {
             }
             LossTimer::Retransmit(_) => {
                 // R2 (RFC 9293 3.8.3). A peer that acknowledges a closed window is alive, however long (MUST-37).
-                if now.since(self.last_heard) >= config.give_up && self.backoffs > 0 {
+                // Where a minute lies between two probes, R2 alone would make an end of it after two lost ones.
+                if now.since(self.last_heard) >= config.give_up && self.unanswered >= LEAST_UNANSWERED {
                     return Some(Closed::TimedOut);
                 }
+                self.unanswered = self.unanswered.saturating_add(1);
                 stats.timeouts += 1;
                 let outstanding = self.flight.outstanding();
                 if self.snd_wnd == 0 {

@@ -270,6 +270,11 @@ impl Receiver {
         false
     }
 
+    /// Whether octets in order wait for the reader.
+    pub(super) fn has_unread(&self) -> bool {
+        self.ring.len() > 0
+    }
+
     /// Octets in order that wait for the reader.
     pub(super) fn readable(&self) -> (&[u8], &[u8]) {
         self.ring.slices(0, usize::MAX)

@@ -190,6 +190,8 @@ pub(in crate::stack) struct Tcb {
     pub(super) challenge: ChallengeLimit,
     /// When the app was last heard to acknowledge anything, or began to owe that.
     pub(super) last_heard: Instant,
+    /// Time-outs since then.
+    pub(super) unanswered: u8,
     /// When anything last came or went.
     pub(super) last_active: Instant,
     pub(super) keepalives: u32,
@@ -241,6 +243,7 @@ impl Tcb {
             unacknowledged: 0,
             challenge: ChallengeLimit { since: now, sent: 0 },
             last_heard: now,
+            unanswered: 0,
             last_active: now,
             keepalives: 0,
             write_blocked: false,
@@ -320,6 +323,8 @@ impl Tcb {
     pub(super) fn idle_limit(&self, config: &TcpConfig) -> Duration {
         match self.state() {
             State::Established | State::CloseWait => config.idle,
+            // Not the app but the caller's socket is being waited for.
+            _ if self.receive.has_unread() => config.idle,
             State::FinWait1
             | State::FinWait2
             | State::Closing
