@@ -99,7 +99,8 @@ fn dialogue(
 
 fn connect_through(proxy: SocketAddr, target: SocketAddr) -> Result<TcpStream, Failure> {
     let mut stream = connect(proxy);
-    dialogue(&mut stream, None, Command::Connect, target, 64).map(|_| stream)
+    // Octet by octet: a target that speaks at once is not to be read along with the reply.
+    dialogue(&mut stream, None, Command::Connect, target, 1).map(|_| stream)
 }
 
 /// Octets that tell their position.
