@@ -167,6 +167,17 @@ mod tests {
         assert_eq!(classify(&io::Error::other("else")), SocketError::Other);
     }
 
+    /// L-8, `docs/adr/0005-no-reuseaddr-on-ephemeral-udp.md`
+    #[test]
+    fn an_ephemeral_port_is_never_shared() {
+        for v6 in [false, true] {
+            let socket = EgressBinding::default().open_udp(None, v6, Egress::Direct).expect("socket");
+            let options = socket2::SockRef::from(&socket);
+            assert!(!options.reuse_address().expect("SO_REUSEADDR"));
+            assert!(!options.reuse_port().expect("SO_REUSEPORT"));
+        }
+    }
+
     #[test]
     fn two_pieces_leave_as_one_datagram() {
         let receiver = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
