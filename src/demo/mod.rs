@@ -17,7 +17,7 @@ use crate::host::netns;
 use crate::host::process::{fork, ignore_terminal_signals};
 use crate::proxy::{ProxyConfig, Server};
 use crate::session::RunError;
-use crate::session::exec::in_namespace;
+use crate::session::exec::{Outcome, in_namespace};
 use crate::time::Duration;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -92,7 +92,7 @@ fn internet() -> Result<u8, RunError> {
         host: HostPlanConfig { tun: "tun0".into(), no_route: true, ..HostPlanConfig::default() },
         require_proxy: false,
     };
-    let status = in_namespace(&config, Vec::new(), || client::run(&mut io::stdout().lock()));
+    let outcome = in_namespace(&config, Vec::new(), || client::run(&mut io::stdout().lock()));
     drop(children);
-    status
+    outcome.map(Outcome::code)
 }

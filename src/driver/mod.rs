@@ -52,6 +52,10 @@ const DATAGRAM_BUDGET: usize = 64;
 const BUFFER: usize = 65_536 + 64;
 /// How long flows may take to finish after they were sent FIN, before they are reset.
 const FIN_GRACE: Duration = Duration::from_millis(250);
+/// How often it is looked at what a process that has ended left to be sent. Much longer than the kernel needs to fill a window that opens.
+const DRAIN_STEP: Duration = Duration::from_millis(100);
+/// How long the targets may take none of it before it is given up.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
 
 const TUN: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -143,10 +147,32 @@ struct Refused {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Stopping {
-    exit: Exit,
-    deadline: Instant,
-    aborted: bool,
+enum Stopping {
+    /// The watched process was asked to end; the loop goes on until it has.
+    Asked,
+    /// The watched process has ended. The kernel goes on sending what it wrote before, and so does the loop.
+    Draining { progress: Progress, moved: Instant, look: Instant },
+    /// Flows were sent FIN.
+    Closing { exit: Exit, deadline: Instant, aborted: bool },
+}
+
+impl Stopping {
+    fn deadline(self) -> Option<Instant> {
+        match self {
+            Stopping::Asked => None,
+            Stopping::Draining { look, .. } => Some(look),
+            Stopping::Closing { deadline, .. } => Some(deadline),
+        }
+    }
+}
+
+/// How far the upload has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Progress {
+    /// Octets and datagrams that came from apps so far.
+    seen: u64,
+    /// Of these, what no socket has taken yet.
+    waiting: usize,
 }
 
 impl<D> std::fmt::Debug for Driver<D> {
@@ -230,7 +256,7 @@ impl<D: Device> Driver<D> {
                         return Ok(Some(exit));
                     }
                 }
-                WATCH => self.stop(Exit::Watched, now),
+                WATCH => self.drain(now),
                 Token(bits) => self.socket_event(SocketId::from_bits(bits as u64), event),
             }
         }
@@ -246,7 +272,7 @@ impl<D: Device> Driver<D> {
         if !self.ready.is_empty() || (self.tun_readable && self.tun_pending.is_none()) {
             return Some(Duration::ZERO);
         }
-        let stop = self.stopping.map(|stopping| stopping.deadline);
+        let stop = self.stopping.and_then(Stopping::deadline);
         let look = self.looks.front().map(|(at, _)| *at);
         let deadline = [self.engine.poll_timeout(), stop, look].into_iter().flatten().min()?;
         // epoll counts in milliseconds and mio rounds up, so that a deadline is never waited for in a busy loop.
@@ -260,20 +286,24 @@ impl<D: Device> Driver<D> {
         if signals == 0 {
             return None;
         }
-        if self.stopping.is_some() || signals > 1 {
-            log::warn!("asked to stop twice: stopping at once");
-            return Some(Exit::Forced);
+        match self.stopping {
+            None if signals == 1 => {}
+            Some(Stopping::Draining { .. }) => {
+                log::info!("asked to stop: what the command left to be sent is given up");
+                self.stop(Exit::Watched, now);
+                return None;
+            }
+            None | Some(Stopping::Asked | Stopping::Closing { .. }) => {
+                log::warn!("asked to stop twice: stopping at once");
+                return Some(Exit::Forced);
+            }
         }
         match &self.watch {
             Some(watch) => {
                 log::info!("asked to stop: passing it on to the command");
                 terminate(watch);
                 // The loop goes on until the command has ended; a second signal does not wait for it.
-                self.stopping = Some(Stopping {
-                    exit: Exit::Watched,
-                    deadline: Instant::from_micros(u64::MAX),
-                    aborted: false,
-                });
+                self.stopping = Some(Stopping::Asked);
             }
             None => {
                 log::info!(
@@ -287,31 +317,67 @@ impl<D: Device> Driver<D> {
         None
     }
 
-    fn stop(&mut self, exit: Exit, now: Instant) {
+    /// The watched process has ended.
+    fn drain(&mut self, now: Instant) {
         if let Some(watch) = self.watch.take()
             && let Err(error) = self.poll.registry().deregister(&mut SourceFd(&watch.as_raw_fd()))
         {
             log::debug!("deregister: {error}");
         }
+        let progress = self.progress();
+        self.stopping = Some(Stopping::Draining { progress, moved: now, look: now + DRAIN_STEP });
+    }
+
+    fn progress(&mut self) -> Progress {
+        let stats = self.engine.stats();
+        let seen = stats.upload_octets.wrapping_add(stats.datagrams_out);
+        Progress { seen, waiting: self.engine.upload_waiting() }
+    }
+
+    /// Looks whether what the process left has been sent, or will never be.
+    fn drained(&mut self, before: Progress, moved: Instant, now: Instant) {
+        let progress = self.progress();
+        let moved = if progress == before { moved } else { now };
+        if progress.waiting == 0 && progress.seen == before.seen {
+            self.stop(Exit::Watched, now);
+        } else if now.since(moved) >= DRAIN_PATIENCE {
+            log::warn!(
+                "{} octets that the command had sent are lost: no target has taken any for {} s",
+                progress.waiting,
+                DRAIN_PATIENCE.as_secs()
+            );
+            self.stop(Exit::Watched, now);
+        } else {
+            self.stopping = Some(Stopping::Draining { progress, moved, look: now + DRAIN_STEP });
+        }
+    }
+
+    fn stop(&mut self, exit: Exit, now: Instant) {
         self.engine.shutdown(now);
-        self.stopping = Some(Stopping { exit, deadline: now + FIN_GRACE, aborted: false });
+        self.stopping = Some(Stopping::Closing { exit, deadline: now + FIN_GRACE, aborted: false });
     }
 
     fn finished(&mut self, now: Instant) -> Option<Exit> {
-        let stopping = self.stopping?;
-        if stopping.deadline == Instant::from_micros(u64::MAX) {
-            return None;
+        if let Some(Stopping::Draining { progress, moved, look }) = self.stopping {
+            let idle =
+                self.engine.tcp_flows() == 0 && !self.tun_readable && self.engine.upload_waiting() == 0;
+            if idle {
+                self.stop(Exit::Watched, now);
+            } else if now >= look {
+                self.drained(progress, moved, now);
+            }
         }
-        if self.engine.tcp_flows() == 0 || stopping.aborted {
+        let Some(Stopping::Closing { exit, deadline, aborted }) = self.stopping else { return None };
+        if self.engine.tcp_flows() == 0 || aborted {
             self.engine.abort(now);
             self.give(now);
-            return Some(stopping.exit);
+            return Some(exit);
         }
-        if now >= stopping.deadline {
+        if now >= deadline {
             log::debug!("{} flows did not finish in time and are reset", self.engine.tcp_flows());
             self.engine.abort(now);
             self.give(now);
-            self.stopping = Some(Stopping { aborted: true, ..stopping });
+            self.stopping = Some(Stopping::Closing { exit, deadline, aborted: true });
         }
         None
     }

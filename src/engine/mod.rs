@@ -44,7 +44,7 @@ use crate::wire::Endpoint;
 use core::net::SocketAddr;
 use guard::LoopGuard;
 use pool::Pool;
-use socket::{Purpose, Socket, Sockets, Stage, TcpSocket, Via};
+use socket::{Half, Purpose, Socket, Sockets, Stage, TcpSocket, Via};
 use std::collections::VecDeque;
 use udp::{Association, NatKey};
 
@@ -399,7 +399,20 @@ impl Engine {
         self.close_pool();
     }
 
-    /// Ends what [`Engine::shutdown`] left: every TCP flow gets RST, every socket is closed.
+    /// What apps have sent and no socket has taken yet: octets of TCP flows, and datagrams that wait for their association. Cost: the
+    /// whole table.
+    pub fn upload_waiting(&mut self) -> usize {
+        let flows: Vec<FlowId> = self.stack.tcp_flows().collect();
+        let octets = flows.into_iter().filter_map(|flow| {
+            let tcp = self.stack.tcp(flow)?;
+            let (first, second) = tcp.recv();
+            Some(first.len() + second.len())
+        });
+        octets.sum::<usize>() + self.nat_queued
+    }
+
+    /// Ends what [`Engine::shutdown`] left: every TCP flow gets RST, every socket is closed. A socket that was given everything that its app
+    /// had to send is closed without RST, so that the system still delivers what it has of it.
     pub fn abort(&mut self, now: Instant) {
         let flows: Vec<FlowId> = self.stack.tcp_flows().collect();
         for flow in flows {
@@ -409,7 +422,11 @@ impl Engine {
         }
         self.links.clear();
         for socket in self.sockets.ids() {
-            self.close_socket(socket, true);
+            let complete = matches!(
+                self.sockets.tcp(socket).map(|tcp| &tcp.stage),
+                Some(Stage::Relay { upload: Half::Finished, .. })
+            );
+            self.close_socket(socket, !complete);
         }
     }
 

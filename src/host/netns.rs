@@ -262,40 +262,82 @@ fn names(servers: &[IpAddr]) -> io::Result<()> {
     if servers.is_empty() {
         return Ok(());
     }
-    let text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    let text = match fs::read_to_string(RESOLV_CONF) {
+        Ok(found) => resolv_conf(&found, servers),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            log::debug!("no {RESOLV_CONF}: names are left as they are");
+            return Ok(());
+        }
+        // Whatever is there, nobody could use it as it is.
+        Err(_) => resolv_conf("", servers),
+    };
     // The sockets of resolvers of the machine are files: no network namespace keeps programs from them.
     for directory in [RESOLVED, NSCD] {
         if fs::metadata(directory).is_ok_and(|found| found.is_dir()) {
             mount(Some("tmpfs"), directory, Some("tmpfs"), libc::MS_NOSUID | libc::MS_NODEV)?;
-        }
-    }
-    if fs::metadata(RESOLVED).is_ok_and(|found| found.is_dir()) {
-        // /etc/resolv.conf may be a link to one of them.
-        for name in ["stub-resolv.conf", "resolv.conf"] {
-            fs::write(format!("{RESOLVED}/{name}"), &text)?;
+            if directory == RESOLVED {
+                // /etc/resolv.conf may be a link to one of them.
+                for name in ["stub-resolv.conf", "resolv.conf"] {
+                    write_for_all(&format!("{RESOLVED}/{name}"), &text)?;
+                }
+            }
         }
     }
     match fs::read_to_string(RESOLV_CONF) {
         Ok(found) if found == text => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            log::debug!("no {RESOLV_CONF}: names are left as they are");
-            Ok(())
-        }
         Ok(_) | Err(_) => over_resolv_conf(&text),
     }
 }
 
-/// Mounts a file with `text` over the system's; the file's own name is gone at once.
+/// The text of a resolv.conf(5) like `found`, with `servers` for its nameservers.
+fn resolv_conf(found: &str, servers: &[IpAddr]) -> String {
+    if all_nameservers(found).eq(servers.iter().copied()) {
+        return found.to_owned();
+    }
+    let mut text = String::new();
+    for line in found.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some(word @ ("search" | "domain" | "sortlist")) => push_line(&mut text, word, words),
+            // `trust-ad` is a promise about the way to the machine's own nameservers.
+            Some("options") => push_line(&mut text, "options", words.filter(|option| *option != "trust-ad")),
+            Some(_) | None => {}
+        }
+    }
+    for server in servers {
+        push_line(&mut text, "nameserver", [server.to_string().as_str()].into_iter());
+    }
+    text
+}
+
+fn push_line<'w>(text: &mut String, keyword: &str, words: impl Iterator<Item = &'w str>) {
+    text.push_str(keyword);
+    for word in words {
+        text.push(' ');
+        text.push_str(word);
+    }
+    text.push('\n');
+}
+
+/// Mounts a file with `text` over the system's. The file is on a file system of its own, so that none of the machine's is written to.
 fn over_resolv_conf(text: &str) -> io::Result<()> {
-    let path = std::env::temp_dir().join(format!("ztun-resolv-{}", std::process::id()));
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).open(&path)?;
-    let mounted = file.write_all(text.as_bytes()).and_then(|()| {
-        use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
-        mount(path.to_str(), RESOLV_CONF, None, libc::MS_BIND)
-    });
-    fs::remove_file(&path)?;
-    mounted
+    // For this moment only, and in this mount namespace only. No resolv.conf is a link to there, and nothing here needs it meanwhile.
+    const DIRECTORY: &str = "/proc";
+    const FILE: &str = "/proc/resolv.conf";
+    mount(Some("tmpfs"), DIRECTORY, Some("tmpfs"), libc::MS_NOSUID | libc::MS_NODEV)?;
+    let mounted =
+        write_for_all(FILE, text).and_then(|()| mount(Some(FILE), RESOLV_CONF, None, libc::MS_BIND));
+    // SAFETY: the name is a string that ends with NUL and lives for ever.
+    let unmounted = unsafe { libc::umount2(c"/proc".as_ptr(), libc::MNT_DETACH) };
+    mounted?;
+    if unmounted == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Writes a file that every user may read, whatever the umask.
+fn write_for_all(path: &str, text: &str) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o644))
 }
 
 fn mount(source: Option<&str>, target: &str, kind: Option<&str>, flags: libc::c_ulong) -> io::Result<()> {
@@ -317,12 +359,14 @@ pub fn nameservers(fallback: &[IpAddr]) -> Vec<IpAddr> {
 }
 
 fn parse_nameservers(text: &str) -> Vec<IpAddr> {
+    all_nameservers(text).filter(|addr| !addr.is_loopback() && !addr.is_unspecified()).collect()
+}
+
+fn all_nameservers(text: &str) -> impl Iterator<Item = IpAddr> + '_ {
     text.lines()
         .filter_map(|line| line.trim_start().strip_prefix("nameserver"))
         .filter(|rest| rest.starts_with([' ', '\t']))
-        .filter_map(|rest| rest.split_whitespace().next()?.parse::<IpAddr>().ok())
-        .filter(|addr| !addr.is_loopback() && !addr.is_unspecified())
-        .collect()
+        .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
 }
 
 // ---- the line between the two ----
@@ -436,6 +480,21 @@ mod tests {
         let text = "# nameserver 192.0.2.9\nnameserver 127.0.0.53\nnameserver 192.0.2.1 \n  nameserver\t2001:db8::1\nnameserver ::1\nnameservers 1.1.1.1\noptions edns0\n";
         let found: Vec<String> = parse_nameservers(text).iter().map(IpAddr::to_string).collect();
         assert_eq!(found, ["192.0.2.1", "2001:db8::1"]);
+    }
+
+    #[test]
+    fn only_the_nameservers_of_resolv_conf_are_replaced() {
+        let servers: [IpAddr; 2] = ["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()];
+        let found = "# by hand\nnameserver 127.0.0.53\noptions edns0 trust-ad ndots:2\nsearch corp.example\n";
+        let written = resolv_conf(found, &servers);
+        assert_eq!(
+            written,
+            "options edns0 ndots:2\nsearch corp.example\nnameserver 192.0.2.1\nnameserver 2001:db8::1\n"
+        );
+        // What is right already stays as it is, to the octet.
+        let right = format!("# theirs\n{written}options trust-ad\n");
+        assert_eq!(resolv_conf(&right, &servers), right);
+        assert_eq!(resolv_conf("", &servers[..1]), "nameserver 192.0.2.1\n");
     }
 
     #[test]

@@ -133,6 +133,19 @@ impl Drop for Child {
     }
 }
 
+/// Whether this process has a terminal, which sends its signals to the children too.
+pub fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
+/// Lets SIGTERM and SIGHUP end this process again, after it has handled them.
+pub fn end_on_signals() {
+    for signal in [libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: SIG_DFL is no function of ours; the call takes numbers.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// Leaves SIGINT and SIGQUIT to the children: a terminal sends them to all, and the one whose work it is decides.
 pub fn ignore_terminal_signals() {
     for signal in [libc::SIGINT, libc::SIGQUIT] {

@@ -191,6 +191,20 @@ impl Connection {
         }
     }
 
+    /// When something moved last, while the client's octets or its end have not all been passed on.
+    pub(super) fn sending(&self) -> Option<Instant> {
+        match &self.stage {
+            Stage::Relaying(relay) if relay.is_sending() => Some(self.active),
+            Stage::Relaying(_)
+            | Stage::Negotiating(_)
+            | Stage::Resolving(..)
+            | Stage::Dialling(..)
+            | Stage::Associated(..)
+            | Stage::Refusing { .. }
+            | Stage::Closed => None,
+        }
+    }
+
     /// Does what can be done now.
     pub(super) fn advance(&mut self, shared: &mut Shared, now: Instant) -> Step {
         loop {

@@ -221,6 +221,11 @@ impl Relay {
         Relay { target, up: Pipe::new(early), down: Pipe::new(reply.to_vec()) }
     }
 
+    /// Whether the client's end has not been passed on yet.
+    pub(super) fn is_sending(&self) -> bool {
+        self.up.flow != Flow::Ended
+    }
+
     /// Moves what can be moved.
     pub(super) fn pump(&mut self, client: &mut Side, scratch: &mut Scratch) -> io::Result<Pumped> {
         let mut moved = false;

@@ -66,6 +66,8 @@ pub struct Server {
     acceptable: bool,
     /// Accepting failed for want of descriptors; it is tried again then, or when a connection ends.
     accept_retry: Option<Instant>,
+    /// When [`Server::finish`] gives up.
+    give_up: Option<Instant>,
 }
 
 impl Server {
@@ -87,6 +89,7 @@ impl Server {
             timers: BTreeSet::new(),
             acceptable: true,
             accept_retry: None,
+            give_up: None,
         })
     }
 
@@ -122,6 +125,23 @@ impl Server {
             self.shared.dropped
         );
         Ok(())
+    }
+
+    /// Goes on for clients that are gone, after [`Server::run`] or [`Server::serve`]: until everything that they sent is written to its
+    /// target, or until the targets have taken none of it for `patience`.
+    pub fn finish(&mut self, patience: Duration) -> io::Result<()> {
+        let mut events = Events::with_capacity(EVENTS);
+        loop {
+            let sending = self.connections.iter().filter_map(|(_, entry)| entry.connection.sending());
+            let Some(moved) = sending.max() else { return Ok(()) };
+            let deadline = moved + patience;
+            if self.now() >= deadline {
+                log::debug!("proxy stops: its targets take nothing any more");
+                return Ok(());
+            }
+            self.give_up = Some(deadline);
+            self.turn(&mut events)?;
+        }
     }
 
     /// One turn of the loop; false when asked to stop.
@@ -162,7 +182,8 @@ impl Server {
             return Some(Duration::ZERO);
         }
         let retry = self.accept_retry.filter(|_| self.acceptable && !self.is_full());
-        let next = self.timers.first().map(|&(due, _)| due).into_iter().chain(retry).min()?;
+        let due = self.timers.first().map(|&(due, _)| due);
+        let next = [due, retry, self.give_up].into_iter().flatten().min()?;
         // The poll counts milliseconds: rounded up, or it would spin through the last one.
         Some(next.since(self.now()) + Duration::from_millis(1))
     }

@@ -3,13 +3,14 @@
 //! The device is opened inside, the loop stays outside: nothing loops, nothing on the machine is changed, and nothing has to be undone. Without
 //! a proxy of the user's, the embedded one runs in a process of its own, and ends with this one.
 
-use super::{RunError, build, engine, log_totals, machine, probe, raise_limits};
-use crate::config::{Config, Proxy};
-use crate::driver::{EgressBinding, Exit, Parts, Signals};
+use super::{RunError, build, engine, log_totals, machine, probe, proxies, raise_limits};
+use crate::config::{Config, Credentials, Proxy};
+use crate::driver::{EgressBinding, Exit, Parts, Signals, limits};
 use crate::host::HostError;
 use crate::host::netns::{self, Inside};
-use crate::host::process::{Child, fork, ignore_terminal_signals};
+use crate::host::process::{Child, end_on_signals, fork, has_terminal, ignore_terminal_signals};
 use crate::proxy::{ProxyConfig, Server};
+use crate::time::Duration;
 use crate::tun::{OpenError, Tun};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,8 +20,27 @@ use std::os::fd::OwnedFd;
 const PUBLIC_RESOLVERS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(9, 9, 9, 9)), IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1))];
 
-/// Exit status when a second signal did not wait for the command.
-const FORCED: u8 = 9;
+/// How long targets may take nothing of what a command that has ended left in the embedded proxy.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How it went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Outcome {
+    /// The command ended with this status, as a shell gives it.
+    Ended(u8),
+    /// A second signal did not wait for it.
+    Forced,
+}
+
+impl Outcome {
+    /// The exit status.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Outcome::Ended(code) => code,
+            Outcome::Forced => 9,
+        }
+    }
+}
 
 /// Runs `command` until it ends; gives its exit status, as a shell would.
 ///
@@ -29,7 +49,10 @@ const FORCED: u8 = 9;
 /// See [`RunError`]; the command has not been run then, or has been killed.
 pub fn run(config: &Config, command: &[OsString]) -> Result<u8, RunError> {
     let mut config = config.clone();
-    let embedded = if config.engine.proxies.is_empty() { Some(embedded_proxy(&mut config)?) } else { None };
+    let embedded = match config.engine.proxies.as_slice() {
+        [] => Some(EmbeddedProxy::start(&mut config)?),
+        [_, ..] => None,
+    };
     if config.require_proxy {
         probe::any(&config.engine.proxies, &EgressBinding::default(), config.engine.connect_timeout)
             .map_err(|why| RunError::Proxy { why })?;
@@ -38,27 +61,35 @@ pub fn run(config: &Config, command: &[OsString]) -> Result<u8, RunError> {
         Some(server) => vec![server.ip()],
         None => netns::nameservers(&PUBLIC_RESOLVERS),
     };
-    let status = in_namespace(&config, nameservers, || netns::become_program(command))?;
-    drop(embedded);
-    Ok(status)
+    let outcome = in_namespace(&config, nameservers, || netns::become_program(command))?;
+    if let (Some(embedded), Outcome::Ended(_)) = (embedded, outcome) {
+        embedded.finish()?;
+    }
+    Ok(outcome.code())
 }
 
-/// Runs `body` in a private namespace, and the loop here until it ends; gives its exit status.
+/// Runs `body` in a private namespace, and the loop here until it has ended and what it sent is gone.
 pub(crate) fn in_namespace(
     config: &Config,
     nameservers: Vec<IpAddr>,
     body: impl FnOnce() -> u8,
-) -> Result<u8, RunError> {
-    raise_limits();
+) -> Result<Outcome, RunError> {
     let host = &config.host;
     let inside =
         Inside { device: host.tun.clone(), addresses: host.addresses.clone(), mtu: host.mtu, nameservers };
     let open = || Tun::open(&host.tun, host.mtu, host.offload).map(OwnedFd::from).map_err(host_error);
     let waiting = netns::enter(&inside, open, body)?;
-    // From here on a signal ends the command first, then the loop.
-    let signals = Signals::for_command()
+    // The command keeps the limit that it was started with.
+    raise_limits();
+    // From here on a signal ends the command first, then the loop. What a terminal sends the command has got itself.
+    let signals = if has_terminal() {
+        ignore_terminal_signals();
+        Signals::for_command()
+    } else {
+        Signals::new()
+    };
+    let signals = signals
         .map_err(machine("cannot take over the signals", "raise the limit on open files (`ulimit -n`)"))?;
-    ignore_terminal_signals();
     let descriptors = machine("cannot watch the command", "raise the limit on open files (`ulimit -n`)");
     let device = Tun::from_fd(waiting.device.try_clone().map_err(descriptors)?, host.mtu)?;
     let engine = engine(config, &device, false)?;
@@ -67,14 +98,14 @@ pub(crate) fn in_namespace(
         child.pidfd().map_err(machine("cannot watch the command", "a kernel from 5.3 on is needed"))?;
     let parts = Parts { device, engine, binding: EgressBinding::default(), owner: None, watch: Some(watch) };
     let mut driver = build(parts, signals)?;
-    log::info!("ready: the command's only way out is {}", super::routed(config, &host.tun));
+    log::info!("ready: the command's only way out is {}, to socks5 {}", host.tun, proxies(config));
     let exit = driver.run().map_err(RunError::Loop)?;
     log_totals(driver.engine());
     match exit {
-        Exit::Forced => Ok(FORCED),
+        Exit::Forced => Ok(Outcome::Forced),
         Exit::Stopped | Exit::Watched => {
             let status = child.wait().map_err(machine("cannot wait for the command", "run it again"))?;
-            Ok(status.code())
+            Ok(Outcome::Ended(status.code()))
         }
     }
 }
@@ -83,16 +114,42 @@ fn host_error(error: OpenError) -> HostError {
     HostError { what: error.what, source: error.source, remedy: error.remedy }
 }
 
-/// Starts the embedded proxy in a process of its own and makes `config` use it.
-fn embedded_proxy(config: &mut Config) -> Result<Child, RunError> {
-    let failed = || machine("cannot start the embedded proxy", "give a proxy with --socks5");
-    let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let mut server = Server::bind(ProxyConfig { listen, ..ProxyConfig::default() }).map_err(failed())?;
-    let addr = server.local_addr().map_err(failed())?;
-    let child = fork(move || {
-        ignore_terminal_signals();
-        u8::from(server.serve().is_err())
-    });
-    config.engine.proxies.push(Proxy { addr, credentials: None });
-    child.map_err(failed())
+/// The embedded proxy in a process of its own.
+#[derive(Debug)]
+struct EmbeddedProxy(Child);
+
+impl EmbeddedProxy {
+    /// Starts it and makes `config` use it. Nobody else on this machine can: it wants a password that was just made up.
+    fn start(config: &mut Config) -> Result<EmbeddedProxy, RunError> {
+        let failed = || machine("cannot start the embedded proxy", "give a proxy with --socks5");
+        let seed = limits::seed().map_err(failed())?;
+        let password = seed.iter().map(|octet| format!("{octet:02x}")).collect();
+        let credentials = Credentials { user: "ztun".into(), password };
+        let proxy = ProxyConfig {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            credentials: Some(credentials.clone()),
+            // Each flow and each association is a client, and so is each warm connection.
+            max_connections: config.engine.stack.tcp.max_flows + config.engine.max_udp + config.engine.pool,
+            connect_timeout: config.engine.connect_timeout,
+            ..ProxyConfig::default()
+        };
+        let mut server = Server::bind(proxy).map_err(failed())?;
+        let addr = server.local_addr().map_err(failed())?;
+        let child = fork(move || {
+            ignore_terminal_signals();
+            raise_limits();
+            let served = server.run();
+            end_on_signals();
+            u8::from(served.and_then(|()| server.finish(PATIENCE)).is_err())
+        });
+        config.engine.proxies.push(Proxy { addr, credentials: Some(credentials) });
+        child.map(EmbeddedProxy).map_err(failed())
+    }
+
+    /// Lets it write what it still has, then ends it. A signal meanwhile ends both processes at once.
+    fn finish(mut self) -> Result<(), RunError> {
+        end_on_signals();
+        let ended = self.0.signal(libc::SIGTERM).and_then(|()| self.0.wait());
+        ended.map(drop).map_err(machine("cannot wait for the embedded proxy", "run it again"))
+    }
 }

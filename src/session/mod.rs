@@ -243,9 +243,13 @@ fn open_device(config: &Config) -> Result<Tun, RunError> {
 }
 
 fn routed(config: &Config, device: &str) -> String {
-    let proxies: Vec<String> = config.engine.proxies.iter().map(|proxy| proxy.addr.to_string()).collect();
     let way = if config.host.no_route { "no routes set, " } else { "" };
-    format!("{way}{device} leads to socks5 {}", proxies.join(", "))
+    format!("{way}{device} leads to socks5 {}", proxies(config))
+}
+
+fn proxies(config: &Config) -> String {
+    let proxies: Vec<String> = config.engine.proxies.iter().map(|proxy| proxy.addr.to_string()).collect();
+    proxies.join(", ")
 }
 
 /// How ztun's own sockets leave: with the mark that the routing rules know, and by the interface that was asked for.

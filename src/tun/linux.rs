@@ -338,6 +338,11 @@ fn interface_error(name: &str, source: io::Error) -> OpenError {
                 "a name has 1 to 15 printable characters without `/` and `:`, and {name} must not be an interface of another kind"
             )
         }
+        Some(libc::ENOTTY) => {
+            format!(
+                "{CLONE_DEVICE} is not the TUN driver's device, character 10:200: load the driver with `modprobe tun`"
+            )
+        }
         _ => "choose another name with --tun".into(),
     };
     OpenError { what: format!("cannot create the TUN device {name}"), source, remedy }
