@@ -54,8 +54,9 @@ const BUFFER: usize = 65_536 + 64;
 const FIN_GRACE: Duration = Duration::from_millis(250);
 /// How often it is looked at what a process that has ended left to be sent. Much longer than the kernel needs to fill a window that opens.
 const DRAIN_STEP: Duration = Duration::from_millis(100);
-/// How long the targets may take none of it before it is given up.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(30);
+/// How long no socket may take any of it before it is given up: about as long as the kernel tries for a process that is gone
+/// (`tcp_orphan_retries`). A socket takes more only when a good part of its buffer is free, so a slow target needs some patience.
+pub const DRAIN_PATIENCE: Duration = Duration::from_secs(100);
 
 const TUN: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
@@ -289,7 +290,10 @@ impl<D: Device> Driver<D> {
         match self.stopping {
             None if signals == 1 => {}
             Some(Stopping::Draining { .. }) => {
-                log::info!("asked to stop: what the command left to be sent is given up");
+                log::warn!(
+                    "asked to stop: {} octets that the command had sent are given up",
+                    self.engine.upload_waiting()
+                );
                 self.stop(Exit::Watched, now);
                 return None;
             }
@@ -323,6 +327,9 @@ impl<D: Device> Driver<D> {
             && let Err(error) = self.poll.registry().deregister(&mut SourceFd(&watch.as_raw_fd()))
         {
             log::debug!("deregister: {error}");
+        }
+        if let Err(error) = self.signals.add_interrupt() {
+            log::debug!("SIGINT is not taken over: {error}");
         }
         let progress = self.progress();
         self.stopping = Some(Stopping::Draining { progress, moved: now, look: now + DRAIN_STEP });

@@ -8,6 +8,7 @@ use std::io::{self, Read};
 #[derive(Debug)]
 pub struct Signals {
     pipe: UnixStream,
+    write: std::os::unix::net::UnixStream,
     ids: Vec<signal_hook::SigId>,
 }
 
@@ -25,11 +26,21 @@ impl Signals {
     fn take(signals: &[i32]) -> io::Result<Signals> {
         let (pipe, write) = std::os::unix::net::UnixStream::pair()?;
         pipe.set_nonblocking(true)?;
-        let mut ids = Vec::new();
+        let mut taken = Signals { pipe: UnixStream::from_std(pipe), write, ids: Vec::new() };
         for &signal in signals {
-            ids.push(signal_hook::low_level::pipe::register(signal, write.try_clone()?)?);
+            taken.add(signal)?;
         }
-        Ok(Signals { pipe: UnixStream::from_std(pipe), ids })
+        Ok(taken)
+    }
+
+    /// Takes over SIGINT too: the command is gone, and what a terminal sends is meant for this program.
+    pub fn add_interrupt(&mut self) -> io::Result<()> {
+        self.add(SIGINT)
+    }
+
+    fn add(&mut self, signal: i32) -> io::Result<()> {
+        self.ids.push(signal_hook::low_level::pipe::register(signal, self.write.try_clone()?)?);
+        Ok(())
     }
 
     /// How many signals came since the last call.

@@ -138,9 +138,9 @@ pub fn has_terminal() -> bool {
     std::fs::File::open("/dev/tty").is_ok()
 }
 
-/// Lets SIGTERM and SIGHUP end this process again, after it has handled them.
+/// Lets signals end this process again, after it has handled or ignored them.
 pub fn end_on_signals() {
-    for signal in [libc::SIGTERM, libc::SIGHUP] {
+    for signal in [libc::SIGTERM, libc::SIGHUP, libc::SIGINT, libc::SIGQUIT] {
         // SAFETY: SIG_DFL is no function of ours; the call takes numbers.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }

@@ -5,12 +5,11 @@
 
 use super::{RunError, build, engine, log_totals, machine, probe, proxies, raise_limits};
 use crate::config::{Config, Credentials, Proxy};
-use crate::driver::{EgressBinding, Exit, Parts, Signals, limits};
+use crate::driver::{DRAIN_PATIENCE, EgressBinding, Exit, Parts, Signals, limits};
 use crate::host::HostError;
 use crate::host::netns::{self, Inside};
 use crate::host::process::{Child, end_on_signals, fork, has_terminal, ignore_terminal_signals};
 use crate::proxy::{ProxyConfig, Server};
-use crate::time::Duration;
 use crate::tun::{OpenError, Tun};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -19,9 +18,6 @@ use std::os::fd::OwnedFd;
 /// Asked for names when the machine's own resolver is on loopback, where the command cannot reach it (see `docs/adr`).
 const PUBLIC_RESOLVERS: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(9, 9, 9, 9)), IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1))];
-
-/// How long targets may take nothing of what a command that has ended left in the embedded proxy.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How it went.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -140,7 +136,7 @@ impl EmbeddedProxy {
             raise_limits();
             let served = server.run();
             end_on_signals();
-            u8::from(served.and_then(|()| server.finish(PATIENCE)).is_err())
+            u8::from(served.and_then(|()| server.finish(DRAIN_PATIENCE)).is_err())
         });
         config.engine.proxies.push(Proxy { addr, credentials: Some(credentials) });
         child.map(EmbeddedProxy).map_err(failed())
