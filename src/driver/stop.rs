@@ -1,0 +1,189 @@
+//! How the loop ends.
+//!
+//! ```text
+//! a signal ─────────────────────────────────▶ Closing ─▶ over     FIN to all flows, then RST to what is left
+//! a signal, with a process watched ─▶ Asked ─┐                    SIGTERM to the process
+//! the watched process has ended ─────────────┴▶ Draining ─▶ Closing
+//! ```
+//!
+//! Any kernel goes on sending what a process wrote before it ended, and here what leaves that kernel still has to pass the loop. So the loop goes
+//! on until sockets have taken all of it, or none of them takes any more. Nothing says that the kernel has no more of it; but a window
+//! that is open is filled at once, so that a moment without octets does.
+
+use super::{Driver, Exit};
+use crate::time::{Duration, Instant};
+use crate::tun::Device;
+use mio::unix::SourceFd;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// How long flows may take to finish after they were sent FIN, before they are reset.
+const FIN_GRACE: Duration = Duration::from_millis(250);
+/// How often it is looked at what a process that has ended left to be sent. Much longer than the kernel needs to fill a window that opens.
+const DRAIN_STEP: Duration = Duration::from_millis(100);
+/// How long no socket may take any of it before it is given up: about as long as the kernel tries for a process that is gone
+/// (`tcp_orphan_retries`). A socket takes more only when a good part of its buffer is free, so a slow target needs some patience.
+pub const DRAIN_PATIENCE: Duration = Duration::from_secs(100);
+
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stopping {
+    /// The watched process was asked to end; the loop goes on until it has.
+    Asked,
+    /// The watched process has ended. The kernel goes on sending what it wrote before, and so does the loop.
+    Draining { progress: Progress, moved: Instant, look: Instant },
+    /// Flows were sent FIN.
+    Closing { exit: Exit, deadline: Instant, aborted: bool },
+}
+
+impl Stopping {
+    /// When it goes on whatever happens.
+    pub(super) fn deadline(self) -> Option<Instant> {
+        match self {
+            Stopping::Asked => None,
+            Stopping::Draining { look, .. } => Some(look),
+            Stopping::Closing { deadline, .. } => Some(deadline),
+        }
+    }
+}
+
+/// How far the upload has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Progress {
+    /// Octets and datagrams that came from apps so far.
+    seen: u64,
+    /// Of these, what no socket has taken yet.
+    waiting: usize,
+}
+
+impl<D: Device> Driver<D> {
+    pub(super) fn signalled(&mut self, now: Instant) -> Option<Exit> {
+        let signals = self.signals.drain();
+        if signals == 0 {
+            return None;
+        }
+        match self.stopping {
+            None if signals == 1 => {}
+            Some(Stopping::Draining { .. }) => {
+                log::warn!(
+                    "asked to stop: {} octets that the command had sent are given up",
+                    self.engine.upload_waiting()
+                );
+                self.stop(Exit::Watched, now);
+                return None;
+            }
+            // The command's status counts; nothing of it is left to wait for.
+            Some(Stopping::Closing { exit: Exit::Watched, .. }) => return Some(Exit::Watched),
+            None | Some(Stopping::Asked | Stopping::Closing { exit: Exit::Stopped | Exit::Forced, .. }) => {
+                log::warn!("asked to stop twice: stopping at once");
+                return Some(Exit::Forced);
+            }
+        }
+        match &self.watch {
+            Some(watch) => {
+                log::info!("asked to stop: passing it on to the command");
+                terminate(watch);
+                // The loop goes on until the command has ended; a second signal does not wait for it.
+                self.stopping = Some(Stopping::Asked);
+            }
+            None => {
+                log::info!(
+                    "asked to stop: closing {} TCP flows and {} UDP associations",
+                    self.engine.tcp_flows(),
+                    self.engine.associations()
+                );
+                self.stop(Exit::Stopped, now);
+            }
+        }
+        None
+    }
+
+    /// The watched process has ended.
+    pub(super) fn drain(&mut self, now: Instant) {
+        if let Some(watch) = self.watch.take()
+            && let Err(error) = self.poll.registry().deregister(&mut SourceFd(&watch.as_raw_fd()))
+        {
+            log::debug!("deregister: {error}");
+        }
+        if let Err(error) = self.signals.add_interrupt() {
+            log::debug!("SIGINT is not taken over: {error}");
+        }
+        let progress = self.progress();
+        self.stopping = Some(Stopping::Draining { progress, moved: now, look: now + DRAIN_STEP });
+    }
+
+    fn progress(&mut self) -> Progress {
+        let stats = self.engine.stats();
+        let seen = stats.upload_octets.wrapping_add(stats.datagrams_out);
+        Progress { seen, waiting: self.engine.upload_waiting() }
+    }
+
+    /// Looks whether what the process left has been sent, or will never be.
+    fn drained(&mut self, before: Progress, moved: Instant, now: Instant) {
+        let progress = self.progress();
+        let moved = if progress == before { moved } else { now };
+        if progress.waiting == 0 && progress.seen == before.seen {
+            self.stop(Exit::Watched, now);
+        } else if now.since(moved) >= DRAIN_PATIENCE {
+            log::warn!(
+                "{} octets that the command had sent are lost: no target has taken any for {} s",
+                progress.waiting,
+                DRAIN_PATIENCE.as_secs()
+            );
+            self.stop(Exit::Watched, now);
+        } else {
+            self.stopping = Some(Stopping::Draining { progress, moved, look: now + DRAIN_STEP });
+        }
+    }
+
+    fn stop(&mut self, exit: Exit, now: Instant) {
+        self.engine.shutdown(now);
+        self.stopping = Some(Stopping::Closing { exit, deadline: now + FIN_GRACE, aborted: false });
+    }
+
+    pub(super) fn finished(&mut self, now: Instant) -> Option<Exit> {
+        if let Some(Stopping::Draining { progress, moved, look }) = self.stopping {
+            let idle =
+                self.engine.tcp_flows() == 0 && !self.tun_readable && self.engine.upload_waiting() == 0;
+            if idle {
+                self.stop(Exit::Watched, now);
+            } else if now >= look {
+                self.drained(progress, moved, now);
+            }
+        }
+        let Some(Stopping::Closing { exit, deadline, aborted }) = self.stopping else { return None };
+        if self.engine.tcp_flows() == 0 || aborted {
+            self.engine.abort(now);
+            self.give(now);
+            return Some(exit);
+        }
+        if now >= deadline {
+            log::debug!("{} flows did not finish in time and are reset", self.engine.tcp_flows());
+            self.engine.abort(now);
+            self.give(now);
+            self.stopping = Some(Stopping::Closing { exit, deadline, aborted: true });
+        }
+        None
+    }
+}
+
+/// SIGTERM to a process by its pidfd.
+fn terminate(pidfd: &OwnedFd) {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: plain system call on a descriptor that is open; no pointer is passed but the null siginfo that the call allows.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                pidfd.as_raw_fd(),
+                libc::SIGTERM,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if result != 0 {
+            log::debug!("pidfd_send_signal: {}", io::Error::last_os_error());
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = pidfd;
+}
