@@ -498,7 +498,10 @@ fn control_c_is_the_commands() {
         let (mut master, slave) =
             unsafe { (fs::File::from(OwnedFd::from_raw_fd(master)), OwnedFd::from_raw_fd(slave)) };
         let terminal = slave.as_raw_fd();
-        let line = format!("trap 'echo interrupted; exit 6' INT; echo up; {WAIT}");
+        // The proxy is in the terminal's foreground too, and must go on for a command that does.
+        let port = tcp_target(V4, echo);
+        let ask = format!("exec 3<>/dev/tcp/{V4}/{port} && echo interrupted >&3 && read -r answer <&3");
+        let line = format!("trap '{ask} && echo $answer; exit 6' INT; echo up; {WAIT}");
         let mut command = Command::new(ZTUN);
         command.args(["exec", "--", "bash", "-c", &line]);
         // SAFETY: both calls are async-signal-safe and touch no memory.

@@ -89,8 +89,13 @@ impl Child {
         self.pidfd.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?.try_clone()
     }
 
+    /// Asks it to end.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.signal(libc::SIGTERM)
+    }
+
     /// Sends a signal.
-    pub fn signal(&self, signal: i32) -> io::Result<()> {
+    fn signal(&self, signal: i32) -> io::Result<()> {
         // SAFETY: kill takes numbers; the child has not been waited for, so its number is its own.
         if self.ended || unsafe { libc::kill(self.pid, signal) } == 0 {
             return Ok(());

@@ -132,9 +132,9 @@ impl EmbeddedProxy {
         let mut server = Server::bind(proxy).map_err(failed())?;
         let addr = server.local_addr().map_err(failed())?;
         let child = fork(move || {
-            ignore_terminal_signals();
             raise_limits();
-            let served = server.run();
+            // SIGINT may be meant for the command alone, and it may go on: only SIGTERM ends this.
+            let served = server.run(ignore_terminal_signals);
             end_on_signals();
             u8::from(served.and_then(|()| server.finish(DRAIN_PATIENCE)).is_err())
         });
@@ -145,7 +145,7 @@ impl EmbeddedProxy {
     /// Lets it write what it still has, then ends it. A signal meanwhile ends both processes at once.
     fn finish(mut self) -> Result<(), RunError> {
         end_on_signals();
-        let ended = self.0.signal(libc::SIGTERM).and_then(|()| self.0.wait());
+        let ended = self.0.terminate().and_then(|()| self.0.wait());
         ended.map(drop).map_err(machine("cannot wait for the embedded proxy", "run it again"))
     }
 }
