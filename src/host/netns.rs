@@ -128,7 +128,8 @@ fn live<D: Into<OwnedFd>>(
 /// Becomes the program; gives the status of a shell when that fails.
 pub fn become_program(command: &[OsString]) -> u8 {
     let Some((program, arguments)) = command.split_first() else { return NOT_FOUND };
-    let error = Command::new(program).args(arguments).exec();
+    // The proxy's password is none of the command's business.
+    let error = Command::new(program).args(arguments).env_remove("ZTUN_SOCKS5").exec();
     // There is no other place to say it: the log is the router's.
     let _ = writeln!(io::stderr(), "ztun: cannot run {}: {error}", program.to_string_lossy());
     if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { NOT_EXECUTABLE }

@@ -237,11 +237,7 @@ pub fn dry_run(
 
 fn locks(dir: &RunDir, device: &str, routes: bool) -> Result<(Option<Lock>, Lock), HostError> {
     let lock = Lock::device(dir, device).map_err(|error| {
-        locked(
-            error,
-            &format!("the device {device}"),
-            "stop it, take over with --replace, or choose another --tun",
-        )
+        locked(error, &format!("the device {device}"), "stop it, or choose another --tun")
     })?;
     let routes = routes.then(|| Lock::routes(dir)).transpose().map_err(|error| {
         locked(error, "this machine's routes", "stop it, or leave the routes alone with --no-route")

@@ -171,8 +171,16 @@ pub fn run(config: &Config) -> Result<Ended, RunError> {
 
 /// What [`run`] would change on the machine, and the undo of each change; nothing is changed and no privilege is needed.
 pub fn dry_run(config: &Config) -> Result<String, RunError> {
+    egress_index(config)?;
     let locals = local_proxies(config)?;
-    Ok(host::dry_run(&config.host, &config.host.tun, &proxy_addresses(config), locals.first())?)
+    let changes = host::dry_run(&config.host, &config.host.tun, &proxy_addresses(config), locals.first())?;
+    Ok(match config.host.tun_fd {
+        Some(_) => changes,
+        None => format!(
+            "device add {0}\n    undo: device del {0}, by the kernel when ztun ends\n{changes}",
+            config.host.tun
+        ),
+    })
 }
 
 /// Signals are taken over before anything is changed.
@@ -252,18 +260,17 @@ fn proxies(config: &Config) -> String {
     proxies.join(", ")
 }
 
+/// The index of the interface that was asked for.
+fn egress_index(config: &Config) -> Result<Option<NonZeroU32>, RunError> {
+    let Some(name) = &config.host.interface else { return Ok(None) };
+    let index = host::interface_index(name)
+        .map_err(machine(&format!("cannot use the interface {name}"), "see `ip link` for the names"))?;
+    Ok(NonZeroU32::new(index))
+}
+
 /// How ztun's own sockets leave: with the mark that the routing rules know, and by the interface that was asked for.
 fn binding(config: &Config) -> Result<EgressBinding, RunError> {
-    let interface = match &config.host.interface {
-        Some(name) => {
-            let index = host::interface_index(name).map_err(machine(
-                &format!("cannot use the interface {name}"),
-                "see `ip link` for the names",
-            ))?;
-            NonZeroU32::new(index)
-        }
-        None => None,
-    };
+    let interface = egress_index(config)?;
     let binding = EgressBinding { mark: Some(config.host.mark), interface };
     match binding.check() {
         Ok(()) => Ok(binding),
