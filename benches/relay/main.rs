@@ -43,7 +43,7 @@ usage: cargo bench --bench relay -- [OPTIONS]      (root)
   --quick             one short round, printed and not written: does it still work?
   --rounds N          rounds; the table holds medians [default: 5]
   --seconds S         how long one row of one program is measured [default: 2]
-  --server NAME       the SOCKS5 server: embedded, danted or microsocks [default: danted]
+  --server NAME       the SOCKS5 server: embedded, danted or microsocks [default: embedded]
   --only A,B          groups of rows: bulk, latency, connections, idle, udp, dns
   --programs A,B      contestants: ztun, tun2proxy, none, direct, relay
   --ztun PATH         another ztun than the one that cargo has built

@@ -48,7 +48,7 @@ impl Plan {
                 .map(|word| find(word).ok_or_else(|| format!("{name}: no '{word}'").into()))
                 .collect()
         };
-        let server = option(args, "--server").unwrap_or(Server::Danted.name());
+        let server = option(args, "--server").unwrap_or(Server::Embedded.name());
         let names = Program::ALL.map(Program::name);
         let programs = chosen("--programs", &names)?;
         let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/benchmarks.md");

@@ -217,7 +217,19 @@ impl Files {
             }
             Program::Tun2proxy => {
                 let mut command = within(&site.name, &self.tun2proxy.to_string_lossy());
-                command.args(["--tun", DEVICE, "--proxy", &proxy, "--max-sessions", "65000", "-v", "error"]);
+                // Without an MSS its uploads come in segments of 536 octets.
+                command.args([
+                    "--tun",
+                    DEVICE,
+                    "--proxy",
+                    &proxy,
+                    "--max-sessions",
+                    "65000",
+                    "--tcp-mss",
+                    "1460",
+                    "-v",
+                    "error",
+                ]);
                 command
             }
             Program::Relay => {
