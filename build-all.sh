@@ -55,7 +55,8 @@ deps() {
 cargo_deny() {
     if ! cargo deny --version >/dev/null 2>&1; then
         say "installing cargo-deny"
-        cargo install --quiet --locked "cargo-deny@^$CARGO_DENY"
+        # Not optimised: it runs for a second and would take minutes to build.
+        CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --locked --debug "cargo-deny@^$CARGO_DENY"
     fi
     cargo deny --log-level error check licenses bans
 }
