@@ -26,7 +26,7 @@ mod wakeup;
 pub use clock::Clock;
 pub use signals::Signals;
 pub use socket::EgressBinding;
-pub use stop::DRAIN_PATIENCE;
+pub use stop::{DRAIN_PATIENCE, STOP_PATIENCE};
 
 use crate::engine::{Command, Engine, Output, SocketId};
 use crate::outbound::rule::Proto;

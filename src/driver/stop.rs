@@ -24,13 +24,15 @@ const DRAIN_STEP: Duration = Duration::from_millis(100);
 /// How long no socket may take any of it before it is given up: about as long as the kernel tries for a process that is gone
 /// (`tcp_orphan_retries`). A socket takes more only when a good part of its buffer is free, so a slow target needs some patience.
 pub const DRAIN_PATIENCE: Duration = Duration::from_secs(100);
+/// How long all of it may take once somebody has asked to stop.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Stopping {
     /// The watched process was asked to end; the loop goes on until it has.
     Asked,
     /// The watched process has ended. The kernel goes on sending what it wrote before, and so does the loop.
-    Draining { progress: Progress, moved: Instant, look: Instant },
+    Draining { exit: Exit, progress: Progress, moved: Instant, look: Instant },
     /// Flows were sent FIN.
     Closing { exit: Exit, deadline: Instant, aborted: bool },
 }
@@ -68,7 +70,7 @@ impl<D: Device> Driver<D> {
                     "asked to stop: {} octets that the command had sent are given up",
                     self.engine.upload_waiting()
                 );
-                self.stop(Exit::Watched, now);
+                self.stop(Exit::Stopped, now);
                 return None;
             }
             // The command's status counts; nothing of it is left to wait for.
@@ -107,8 +109,11 @@ impl<D: Device> Driver<D> {
         if let Err(error) = self.signals.add_interrupt() {
             log::debug!("SIGINT is not taken over: {error}");
         }
+        let asked = matches!(self.stopping, Some(Stopping::Asked));
+        let exit = if asked { Exit::Stopped } else { Exit::Watched };
         let progress = self.progress();
-        self.stopping = Some(Stopping::Draining { progress, moved: now, look: now + DRAIN_STEP });
+        log::info!("the command has ended: {} octets that it sent wait for sockets", progress.waiting);
+        self.stopping = Some(Stopping::Draining { exit, progress, moved: now, look: now + DRAIN_STEP });
     }
 
     fn progress(&mut self) -> Progress {
@@ -118,20 +123,24 @@ impl<D: Device> Driver<D> {
     }
 
     /// Looks whether what the process left has been sent, or will never be.
-    fn drained(&mut self, before: Progress, moved: Instant, now: Instant) {
+    fn drained(&mut self, exit: Exit, before: Progress, moved: Instant, now: Instant) {
         let progress = self.progress();
-        let moved = if progress == before { moved } else { now };
+        let (patience, moved) = match exit {
+            // From the end of the command on, whether octets move or not.
+            Exit::Stopped | Exit::Forced => (STOP_PATIENCE, moved),
+            Exit::Watched => (DRAIN_PATIENCE, if progress == before { moved } else { now }),
+        };
         if progress.waiting == 0 && progress.seen == before.seen {
-            self.stop(Exit::Watched, now);
-        } else if now.since(moved) >= DRAIN_PATIENCE {
+            self.stop(exit, now);
+        } else if now.since(moved) >= patience {
             log::warn!(
-                "{} octets that the command had sent are lost: no target has taken any for {} s",
+                "{} octets that the command had sent are lost: they were not taken in {} s",
                 progress.waiting,
-                DRAIN_PATIENCE.as_secs()
+                patience.as_secs()
             );
-            self.stop(Exit::Watched, now);
+            self.stop(exit, now);
         } else {
-            self.stopping = Some(Stopping::Draining { progress, moved, look: now + DRAIN_STEP });
+            self.stopping = Some(Stopping::Draining { exit, progress, moved, look: now + DRAIN_STEP });
         }
     }
 
@@ -141,13 +150,13 @@ impl<D: Device> Driver<D> {
     }
 
     pub(super) fn finished(&mut self, now: Instant) -> Option<Exit> {
-        if let Some(Stopping::Draining { progress, moved, look }) = self.stopping {
+        if let Some(Stopping::Draining { exit, progress, moved, look }) = self.stopping {
             let idle =
                 self.engine.tcp_flows() == 0 && !self.tun_readable && self.engine.upload_waiting() == 0;
             if idle {
-                self.stop(Exit::Watched, now);
+                self.stop(exit, now);
             } else if now >= look {
-                self.drained(progress, moved, now);
+                self.drained(exit, progress, moved, now);
             }
         }
         let Some(Stopping::Closing { exit, deadline, aborted }) = self.stopping else { return None };

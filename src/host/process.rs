@@ -4,7 +4,8 @@
 //! (PR_SET_PDEATHSIG), and a [`Child`] that is dropped is killed and waited for: nothing stays behind on either side.
 
 use std::io::{self, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 /// A child process.
 #[derive(Debug)]
@@ -121,6 +122,24 @@ impl Child {
             if error.kind() != io::ErrorKind::Interrupted {
                 self.ended = true;
                 return Err(error);
+            }
+        }
+    }
+}
+
+impl Child {
+    /// Waits for the child's end, at most for `limit`; `None` when it has not ended by then, or when a signal came first.
+    pub fn wait_for(&mut self, limit: Duration) -> io::Result<Option<ExitStatus>> {
+        let fd = self.pidfd.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let mut watched = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let milliseconds = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the pointer is to one live pollfd, as the count says.
+        match unsafe { libc::poll(&raw mut watched, 1, milliseconds) } {
+            0 => Ok(None),
+            1.. => self.wait().map(Some),
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() == io::ErrorKind::Interrupted { Ok(None) } else { Err(error) }
             }
         }
     }

@@ -5,11 +5,12 @@
 
 use super::{RunError, build, engine, log_totals, machine, probe, proxies, raise_limits};
 use crate::config::{Config, Credentials, Proxy};
-use crate::driver::{DRAIN_PATIENCE, EgressBinding, Exit, Parts, Signals, limits};
+use crate::driver::{DRAIN_PATIENCE, EgressBinding, Exit, Parts, STOP_PATIENCE, Signals, limits};
 use crate::host::HostError;
 use crate::host::netns::{self, Inside};
 use crate::host::process::{Child, end_on_signals, fork, has_terminal, ignore_terminal_signals};
 use crate::proxy::{ProxyConfig, Server};
+use crate::time::Duration;
 use crate::tun::{OpenError, Tun};
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -24,6 +25,8 @@ const PUBLIC_RESOLVERS: [IpAddr; 2] =
 pub(crate) enum Outcome {
     /// The command ended with this status, as a shell gives it.
     Ended(u8),
+    /// Likewise, after somebody had asked to stop.
+    Stopped(u8),
     /// A second signal did not wait for it.
     Forced,
 }
@@ -32,7 +35,7 @@ impl Outcome {
     /// The exit status.
     pub(crate) fn code(self) -> u8 {
         match self {
-            Outcome::Ended(code) => code,
+            Outcome::Ended(code) | Outcome::Stopped(code) => code,
             Outcome::Forced => 9,
         }
     }
@@ -58,8 +61,12 @@ pub fn run(config: &Config, command: &[OsString]) -> Result<u8, RunError> {
         None => netns::nameservers(&PUBLIC_RESOLVERS),
     };
     let outcome = in_namespace(&config, nameservers, || netns::become_program(command))?;
-    if let (Some(embedded), Outcome::Ended(_)) = (embedded, outcome) {
-        embedded.finish()?;
+    if let Some(embedded) = embedded {
+        match outcome {
+            Outcome::Ended(_) => embedded.finish(None)?,
+            Outcome::Stopped(_) => embedded.finish(Some(STOP_PATIENCE))?,
+            Outcome::Forced => {}
+        }
     }
     Ok(outcome.code())
 }
@@ -101,7 +108,8 @@ pub(crate) fn in_namespace(
         Exit::Forced => Ok(Outcome::Forced),
         Exit::Stopped | Exit::Watched => {
             let status = child.wait().map_err(machine("cannot wait for the command", "run it again"))?;
-            Ok(Outcome::Ended(status.code()))
+            let ended = if exit == Exit::Stopped { Outcome::Stopped } else { Outcome::Ended };
+            Ok(ended(status.code()))
         }
     }
 }
@@ -142,10 +150,16 @@ impl EmbeddedProxy {
         child.map(EmbeddedProxy).map_err(failed())
     }
 
-    /// Lets it write what it still has, then ends it. A signal meanwhile ends both processes at once.
-    fn finish(mut self) -> Result<(), RunError> {
+    /// Lets it write what it still has, as long as targets take it, and at most for `limit`. A signal meanwhile ends both processes at once.
+    fn finish(mut self, limit: Option<Duration>) -> Result<(), RunError> {
         end_on_signals();
-        let ended = self.0.terminate().and_then(|()| self.0.wait());
-        ended.map(drop).map_err(machine("cannot wait for the embedded proxy", "run it again"))
+        let ended = self.0.terminate().and_then(|()| match limit {
+            Some(limit) => self.0.wait_for(limit),
+            None => self.0.wait().map(Some),
+        });
+        if ended.map_err(machine("cannot wait for the embedded proxy", "run it again"))?.is_none() {
+            log::warn!("what targets have not taken of what the command had sent is lost");
+        }
+        Ok(())
     }
 }
