@@ -51,7 +51,12 @@ fn in_machine(test: impl FnOnce() + Send) {
         let why = std::io::Error::last_os_error();
         assert_eq!(result, 0, "no private namespaces: {why}; run as root, or set ZTUN_SKIP_NETNS=1 to skip");
         sh("mount --make-rprivate / && ip link set lo up");
-        sh(&format!("ip addr add {V4}/32 dev lo && ip addr add {V6}/128 dev lo"));
+        sh(&format!("ip addr add {V4}/32 dev lo && ip addr add {V6}/128 dev lo nodad"));
+        // The kernel makes an IPv6 address usable in a work queue of its own.
+        let end = Instant::now() + PATIENCE;
+        while !sh("ip -6 route show table local").contains(V6) {
+            assert!(Instant::now() < end, "{V6} is not there");
+        }
         test();
     };
     thread::scope(|scope| scope.spawn(body).join().unwrap());
