@@ -75,17 +75,17 @@ fn most_live<T>(run: impl FnOnce() -> T) -> (T, usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     /// F2, F3, F13, F14
     #[test]
-    fn any_packets_calls_and_times_leave_the_stack_whole(data in proptest::collection::vec(any::<u8>(), 0..3_000)) {
+    fn any_packets_calls_and_times_leave_the_stack_whole(data in proptest::collection::vec(any::<u8>(), 0..6_000)) {
         targets::stack::run(&data);
     }
 
     /// F2, F3, F10, F14
     #[test]
-    fn any_packets_sockets_and_times_leave_the_engine_whole(data in proptest::collection::vec(any::<u8>(), 0..3_000)) {
+    fn any_packets_sockets_and_times_leave_the_engine_whole(data in proptest::collection::vec(any::<u8>(), 0..6_000)) {
         targets::engine::run(&data);
     }
 

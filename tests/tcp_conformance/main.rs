@@ -9,6 +9,7 @@ mod close;
 mod dsl;
 mod full;
 mod input;
+mod network;
 mod output;
 #[path = "../engine_sim/world.rs"]
 #[allow(dead_code, reason = "shared with the simulation of the engine")]

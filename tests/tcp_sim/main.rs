@@ -150,6 +150,21 @@ fn run_quarter(quarter: u64) {
     }
 }
 
+/// A clean link, as a TUN is, gives no reason to send anything twice.
+#[test]
+fn nothing_is_sent_twice_over_a_clean_link() {
+    for seed in 0..400 {
+        let mut scenario = scenario(seed);
+        let delay = Dice::new(seed).pick(&[0, 20, 500, 5_000, 40_000]);
+        let clean = Faults { loss: 0, duplicate: 0, corrupt: 0, reorder: 0, late: 0, delay, jitter: 0 };
+        (scenario.up, scenario.down) = (clean, clean);
+        (scenario.app_stall, scenario.service_stall) = (None, None);
+        let described = format!("{scenario:?}");
+        let report = World::new(scenario).run();
+        assert_eq!((report.retransmits, report.timeouts, report.drops), (0, 0, 0), "{described}");
+    }
+}
+
 /// F1, F2, F6, F7, F9, F24, conformance 14 and 38: every octet arrives, once and in order, and nothing is left.
 #[test]
 fn every_octet_arrives_over_a_faulty_link_quarter_0() {

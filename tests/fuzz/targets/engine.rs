@@ -89,7 +89,8 @@ impl Harness {
                     self.packet(&octets, source.u8());
                 }
             }
-            120..=219 => self.socket(source),
+            120..=139 => self.open(source),
+            140..=219 => self.socket(source),
             220..=247 => self.wait(source),
             _ => self.exchange(),
         }
@@ -116,6 +117,25 @@ impl Harness {
                 assert!(header.as_slice().len() <= 22);
             }
         }
+    }
+
+    /// A connection as it is opened every day, through the proxy.
+    fn open(&mut self, source: &mut Source<'_>) {
+        let (index, syn) = self.apps.syn(source);
+        let taste = source.u8();
+        self.packet(&syn, taste);
+        self.settle();
+        if let Some((socket, false)) = self.sockets.values().next_back().copied() {
+            self.engine.handle_connected(socket, self.now);
+            self.settle();
+            for answer in [&[5, 0][..], &[5, 0, 0, 1, 0, 0, 0, 0, 0, 0, b'h', b'i']] {
+                self.written(socket, usize::MAX);
+                self.read(socket, answer);
+                self.settle();
+            }
+        }
+        let ack = self.apps.ack(index);
+        self.packet(&ack, taste);
     }
 
     /// Something happens to a socket.

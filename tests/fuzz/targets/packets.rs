@@ -1,4 +1,4 @@
-//! Packets as eight apps might send them, and as no app would: nearly valid ones get deep, spoiled ones find what is not checked.
+//! Packets as sixteen apps might send them, and as no app would: nearly valid ones get deep, spoiled ones find what is not checked.
 
 use super::source::Source;
 use std::net::IpAddr;
@@ -15,6 +15,8 @@ pub struct App {
     port: u16,
     snd_nxt: SeqNumber,
     rcv_nxt: SeqNumber,
+    /// It sends timestamps, as it should once it has said so.
+    timestamps: bool,
     /// The last packet to it, to be quoted in errors.
     last: Vec<u8>,
 }
@@ -39,9 +41,10 @@ impl Default for Apps {
             port: 40_000 + n,
             snd_nxt: SeqNumber(0xffff_fff0),
             rcv_nxt: SeqNumber(0),
+            timestamps: false,
             last: Vec::new(),
         };
-        Apps { apps: (0..8).map(app).collect() }
+        Apps { apps: (0..16).map(app).collect() }
     }
 }
 
@@ -73,6 +76,31 @@ impl Apps {
         if segment.flags.syn() || segment.seq == app.rcv_nxt {
             app.rcv_nxt = segment.seq + segment.len();
         }
+    }
+
+    /// The first and the third packet of a connection that some app opens as a kernel does; the third is right when the SYN-ACK was
+    /// [`Apps::saw`]n before it is made.
+    pub fn syn(&mut self, source: &mut Source<'_>) -> (usize, Vec<u8>) {
+        let index = usize::from(source.u8()) % self.apps.len();
+        let app = &mut self.apps[index];
+        app.snd_nxt = SeqNumber(source.u32());
+        let kinds = source.u8();
+        let options = TcpOptions {
+            mss: (kinds & 1 == 0).then_some(1_460),
+            window_scale: (kinds & 2 == 0).then_some(kinds >> 4),
+            sack_permitted: kinds & 4 == 0,
+            timestamps: (kinds & 8 != 0).then_some(Timestamps { value: 1, echo: 0 }),
+            ..TcpOptions::default()
+        };
+        app.timestamps = options.timestamps.is_some();
+        (index, plain(app, TcpFlags::SYN, options))
+    }
+
+    /// See [`Apps::syn`].
+    pub fn ack(&mut self, index: usize) -> Vec<u8> {
+        let app = &self.apps[index];
+        let timestamps = app.timestamps.then_some(Timestamps { value: 1, echo: 0 });
+        plain(app, TcpFlags::ACK, TcpOptions { timestamps, ..TcpOptions::default() })
     }
 
     /// The next packet, of any kind.
@@ -115,6 +143,26 @@ fn whole(header: &IpHeader, upper: &[u8]) -> Vec<u8> {
     octets
 }
 
+/// A segment without text at the right place.
+fn plain(app: &App, flags: TcpFlags, options: TcpOptions) -> Vec<u8> {
+    let segment = TcpSegment {
+        src_port: app.port,
+        dst_port: 80,
+        seq: app.snd_nxt,
+        ack: app.rcv_nxt,
+        flags,
+        window: u16::MAX,
+        urgent: 0,
+        options,
+        payload: &[],
+    };
+    let mut tcp = vec![0; segment.header_len()];
+    segment.emit_header(&mut tcp);
+    let mut octets = whole(&header(app, protocol::TCP, None), &tcp);
+    write_checksum(&mut octets);
+    octets
+}
+
 fn segment(app: &mut App, source: &mut Source<'_>) -> Vec<u8> {
     use TcpFlags as F;
     let flags = match source.u8() {
@@ -135,8 +183,9 @@ fn segment(app: &mut App, source: &mut Source<'_>) -> Vec<u8> {
     };
     let mut options = TcpOptions::default();
     let kinds = source.u8();
-    if kinds & 1 != 0 {
-        options.timestamps = Some(Timestamps { value: source.u8().into(), echo: source.u16().into() });
+    if app.timestamps ^ (kinds & 7 == 7) {
+        options.timestamps =
+            Some(Timestamps { value: 1 + u32::from(source.u8() / 4), echo: source.u16().into() });
     }
     if flags.syn() || kinds & 2 != 0 {
         options.mss = (kinds & 4 != 0).then(|| source.u16());

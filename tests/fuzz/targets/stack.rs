@@ -91,7 +91,8 @@ impl Harness {
 
     pub fn step(&mut self, source: &mut Source<'_>) {
         match source.u8() {
-            0..=159 => self.packet(source),
+            0..=139 => self.packet(source),
+            140..=159 => self.open(source),
             160..=199 => self.call(source),
             200..=219 => self.datagram(source),
             220..=247 => self.wait(source),
@@ -124,6 +125,19 @@ impl Harness {
             return;
         }
         self.give(&octets, verify_checksum, source.u8());
+    }
+
+    /// A connection as it is opened every day.
+    fn open(&mut self, source: &mut Source<'_>) {
+        let (index, syn) = self.apps.syn(source);
+        self.give(&syn, true, 0);
+        self.settle();
+        if let Some(mut tcp) = self.flows.last().and_then(|flow| self.stack.tcp(*flow)) {
+            tcp.accept(self.now);
+        }
+        self.settle();
+        let ack = self.apps.ack(index);
+        self.give(&ack, true, 0);
     }
 
     fn give(&mut self, octets: &[u8], verify_checksum: bool, taste: u8) {
