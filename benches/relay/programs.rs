@@ -178,6 +178,8 @@ impl Files {
             Server::Embedded => {
                 let mut command = within(namespace, &self.ztun.to_string_lossy());
                 command.args(["proxy", "--log-level", "warn", "--listen", &format!("0.0.0.0:{port}")]);
+                // Two descriptors each, and a few.
+                command.args(["--max-connections", "9000"]);
                 command
             }
             Server::Danted => {
