@@ -220,7 +220,12 @@ fn errors_quote_what_the_rfcs_say_and_come_at_a_limited_rate() {
                     && quoted[usize::from(family.headers()) - 20..]
                         == original[usize::from(family.headers()) - 20..quoted.len()]
             }
-            _ => false,
+            IcmpMessage::EchoRequest { .. }
+            | IcmpMessage::EchoReply { .. }
+            | IcmpMessage::Unreachable { .. }
+            | IcmpMessage::PacketTooBig { .. }
+            | IcmpMessage::TimeExceeded { .. }
+            | IcmpMessage::Other { .. } => false,
         });
         assert_eq!((src, same), (family.target(), true));
         peer.now = peer.now + secs(1);
