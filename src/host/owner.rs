@@ -38,6 +38,8 @@ const MOST_NEW: u32 = 4096;
 pub struct LocalProxy {
     listen: SocketAddr,
     netlink: Netlink,
+    /// Inodes of the listening sockets at the last search, sorted.
+    listening: Vec<u32>,
     /// By process id.
     processes: BTreeMap<u32, Process>,
     /// The last process id that the kernel had given out at the last look.
@@ -72,7 +74,8 @@ impl LocalProxy {
             return Ok(None);
         }
         let netlink = Netlink::sock_diag()?;
-        let mut proxy = LocalProxy { listen, netlink, processes: BTreeMap::new(), last_pid: 0 };
+        let processes = BTreeMap::new();
+        let mut proxy = LocalProxy { listen, netlink, listening: Vec::new(), processes, last_pid: 0 };
         proxy.search()?;
         Ok(Some(proxy))
     }
@@ -148,8 +151,8 @@ impl LocalProxy {
     fn search(&mut self) -> io::Result<()> {
         self.last_pid = last_pid()?;
         self.processes.clear();
-        let names: Vec<String> =
-            self.listeners()?.into_iter().map(|inode| format!("socket:[{inode}]")).collect();
+        self.listening = self.listeners()?;
+        let names: Vec<String> = self.listening.iter().map(|inode| format!("socket:[{inode}]")).collect();
         if names.is_empty() {
             return Ok(());
         }
@@ -173,9 +176,11 @@ impl LocalProxy {
         }
     }
 
-    /// Takes a process in whose parent is one of the proxy's.
+    /// Takes a process in whose parent is one of the proxy's. Process 1 is everybody's ancestor: when it holds the socket, for a service that it
+    /// starts on demand, its descendants are not the proxy's for that.
     fn adopt(&mut self, pid: u32, status: &Status) {
         if status.tgid == pid
+            && status.parent != 1
             && self.processes.contains_key(&status.parent)
             && !self.processes.contains_key(&pid)
         {
@@ -184,11 +189,17 @@ impl LocalProxy {
     }
 
     fn look_for_new(&mut self) -> io::Result<()> {
+        let known = self.processes.len();
         self.processes.retain(|_, process| process.status().is_some());
         if self.processes.is_empty() {
             return self.search();
         }
         let last = last_pid()?;
+        // Another one may serve the address by now, while a child of the first one lives on.
+        let changed = last != self.last_pid || self.processes.len() != known;
+        if changed && self.listeners()? != self.listening {
+            return self.search();
+        }
         let before = core::mem::replace(&mut self.last_pid, last);
         match last.checked_sub(before) {
             Some(0) => {}
@@ -199,12 +210,12 @@ impl LocalProxy {
                     }
                 }
             }
-            Some(_) | None => return self.search().map(drop),
+            Some(_) | None => return self.search(),
         }
         Ok(())
     }
 
-    /// Inodes of the sockets that take what is sent to the listening address.
+    /// Inodes of the sockets that take what is sent to the listening address, sorted.
     fn listeners(&mut self) -> io::Result<Vec<u32>> {
         let mut inodes = Vec::new();
         for any in
@@ -227,6 +238,7 @@ impl LocalProxy {
                 }
             }
         }
+        inodes.sort_unstable();
         Ok(inodes)
     }
 }
@@ -313,7 +325,10 @@ fn last_pid() -> io::Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
+    use std::io::{BufRead, BufReader};
     use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::OwnedFd;
     use std::process::{Child, Command, Stdio};
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -334,7 +349,7 @@ mod tests {
     }
 
     /// Starts a process whose standard input is `socket`.
-    fn hold(socket: impl Into<std::os::fd::OwnedFd>) -> Holder {
+    fn hold(socket: impl Into<OwnedFd>) -> Holder {
         let stdin = Stdio::from(socket.into());
         Holder(Command::new("sleep").arg("600").stdin(stdin).spawn().unwrap())
     }
@@ -422,6 +437,55 @@ mod tests {
         let stream = TcpStream::connect(listen).unwrap();
         assert!(!proxy.owns(Proto::Tcp, stream.local_addr().unwrap(), listen));
         assert_eq!(proxy.pids().collect::<Vec<_>>(), [third.0.id()]);
+    }
+
+    /// A child of a child, ended by its id.
+    struct Orphan(u32);
+
+    impl Drop for Orphan {
+        fn drop(&mut self) {
+            let pid = libc::pid_t::try_from(self.0).unwrap();
+            // SAFETY: kill takes numbers; the process is this test's own.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
+    }
+
+    #[test]
+    fn a_child_that_outlives_the_proxy_does_not_hide_the_next_one() {
+        let _turn = turn();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listen = listener.local_addr().unwrap();
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let remote = target.local_addr().unwrap();
+        let script = "sleep 600 </dev/null >/dev/null 2>&1 & echo $!; wait";
+        let mut first = Holder(
+            Command::new("sh")
+                .args(["-c", script])
+                .stdin(OwnedFd::from(listener))
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        );
+        let mut child = String::new();
+        BufReader::new(first.0.stdout.take().unwrap()).read_line(&mut child).unwrap();
+        let child = Orphan(child.trim().parse().unwrap());
+        let mut proxy = LocalProxy::find(listen).unwrap().unwrap();
+        assert_eq!(proxy.pids().collect::<BTreeSet<_>>(), BTreeSet::from([first.0.id(), child.0]));
+        drop(first);
+        // Another program takes the address over.
+        let listener = TcpListener::bind(listen).unwrap();
+        let stream = TcpStream::connect(remote).unwrap();
+        let local = stream.local_addr().unwrap();
+        let second = Holder(
+            Command::new("sleep")
+                .arg("600")
+                .stdin(OwnedFd::from(listener))
+                .stdout(OwnedFd::from(stream))
+                .spawn()
+                .unwrap(),
+        );
+        assert!(proxy.owns(Proto::Tcp, local, remote));
+        assert_eq!(proxy.pids().collect::<Vec<_>>(), [second.0.id()]);
     }
 
     #[test]

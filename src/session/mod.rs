@@ -318,7 +318,8 @@ fn local_proxies(config: &Config) -> Result<Vec<LocalProxy>, RunError> {
 /// Who tells the flows of local proxies; nobody when a routing rule does.
 fn owner(config: &Config, locals: Vec<LocalProxy>) -> Option<Box<dyn Owner>> {
     let by_rule = usize::from(locals.first().is_some_and(|local| local.exclusive_uid().is_some()));
-    for (index, local) in locals.iter().enumerate() {
+    // One that nobody runs yet has been spoken of already.
+    for (index, local) in locals.iter().enumerate().filter(|(_, local)| local.is_running()) {
         let pids: Vec<String> = local.pids().map(|pid| pid.to_string()).collect();
         let how = if index < by_rule { "by its user" } else { "flow by flow" };
         log::info!(
