@@ -53,6 +53,9 @@ const STREAM_BUDGET: usize = 256 << 10;
 const DATAGRAM_BUDGET: usize = 64;
 /// The largest packet or datagram.
 const BUFFER: usize = 65_536 + 64;
+/// Being out of descriptors is said at most once in this time, not for every flow.
+const EXHAUSTED_SAID_EVERY: Duration = Duration::from_secs(60);
+
 const TUN: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 const WATCH: Token = Token(usize::MAX - 2);
@@ -134,6 +137,7 @@ pub struct Driver<D> {
     looks: VecDeque<(Instant, SocketId)>,
     buffer: Box<[u8]>,
     stopping: Option<Stopping>,
+    exhausted_said: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -180,6 +184,7 @@ impl<D: Device> Driver<D> {
             looks: VecDeque::new(),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             stopping: None,
+            exhausted_said: None,
         })
     }
 
@@ -401,8 +406,13 @@ impl<D: Device> Driver<D> {
 
     fn open_failed(&mut self, id: SocketId, error: &io::Error, now: Instant) {
         let class = socket::classify(error);
-        if class == crate::engine::SocketError::Exhausted {
-            log::warn!("cannot open a socket: {error}; the flow is refused (raise the limit with ulimit -n)");
+        let exhausted = class == crate::engine::SocketError::Exhausted;
+        let due = self.exhausted_said.is_none_or(|said| now.since(said) >= EXHAUSTED_SAID_EVERY);
+        if exhausted && due {
+            self.exhausted_said = Some(now);
+            log::warn!(
+                "cannot open a socket: {error}; flows are refused until others end (raise the limit with ulimit -n)"
+            );
         } else {
             log::debug!("cannot open a socket: {error}");
         }

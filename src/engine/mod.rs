@@ -278,7 +278,7 @@ impl Engine {
             nat_order: LruList::new(),
             nat_queued: 0,
             pool: Pool::new(config.pool, config.proxies.len()),
-            guard: LoopGuard::new(rng.keyed_hash()),
+            guard: LoopGuard::new(rng.keyed_hash(), rng.keyed_hash()),
             identify,
             commands: VecDeque::new(),
             scratch: [0; HANDSHAKE_SPACE],

@@ -51,16 +51,14 @@ impl Pool {
         up.map(|(index, _)| index).or((from < self.proxies.len()).then_some(from))
     }
 
-    pub(super) fn reachable(&mut self, proxy: usize) {
-        if let Some(state) = self.proxies.get_mut(proxy) {
-            state.down_since = None;
-        }
+    /// The proxy was reached; whether that is news.
+    pub(super) fn reachable(&mut self, proxy: usize) -> bool {
+        self.proxies.get_mut(proxy).is_some_and(|state| state.down_since.take().is_some())
     }
 
-    pub(super) fn unreachable(&mut self, proxy: usize, now: Instant) {
-        if let Some(state) = self.proxies.get_mut(proxy) {
-            state.down_since = Some(now);
-        }
+    /// The proxy was not reached; whether that is news.
+    pub(super) fn unreachable(&mut self, proxy: usize, now: Instant) -> bool {
+        self.proxies.get_mut(proxy).is_some_and(|state| state.down_since.replace(now).is_none())
     }
 
     /// The proxy does not carry UDP.

@@ -11,6 +11,7 @@
 
 use super::guard::Attempt;
 use super::socket::{Half, Purpose, Socket, Stage, TcpSocket, Via};
+use super::udp::Way;
 use super::{Asker, Command, Egress, Engine, SocketError, SocketId};
 use crate::config::Accept;
 use crate::flow::FlowId;
@@ -178,13 +179,13 @@ impl Engine {
     /// Opens the way to the target, unless too many attempts wait for an answer already.
     fn open(&mut self, flow: FlowId, remote: Endpoint, via: Via, now: Instant) {
         self.set_link(flow, remote, Phase::Parked);
-        match via {
-            Via::Direct => self.dial_target(flow, remote, now),
-            Via::Proxy(proxy) => match self.guard.attempt(remote, flow) {
-                Attempt::Go => self.dial_through(flow, remote, proxy, now),
-                Attempt::Parked => {}
-                Attempt::TooMany => self.refuse_flow(flow, Refusal::Silent, now),
+        match self.guard.attempt(remote, way(via), flow) {
+            Attempt::Go => match via {
+                Via::Direct => self.dial_target(flow, remote, now),
+                Via::Proxy(proxy) => self.dial_through(flow, remote, proxy, now),
             },
+            Attempt::Parked => {}
+            Attempt::TooMany => self.refuse_flow(flow, Refusal::Silent, now),
         }
     }
 
@@ -201,15 +202,14 @@ impl Engine {
 
     /// An attempt was answered: a parked flow takes its place.
     fn attempt_answered(&mut self, remote: Endpoint, via: Via, now: Instant) {
-        if via == Via::Direct {
-            return;
-        }
-        while let Some(next) = self.guard.answered(remote) {
+        let way = way(via);
+        while let Some(next) = self.guard.answered(remote, way) {
             let waits = self.link(next).is_some_and(|link| link.phase == Phase::Parked);
             if waits {
-                match self.pool.choose(0, now) {
-                    Some(proxy) => self.dial_through(next, remote, proxy, now),
-                    None => self.refuse_flow(next, Refusal::Reset, now),
+                match (way, self.pool.choose(0, now)) {
+                    (Way::Direct, _) => self.dial_target(next, remote, now),
+                    (Way::Proxy, Some(proxy)) => self.dial_through(next, remote, proxy, now),
+                    (Way::Proxy, None) => self.refuse_flow(next, Refusal::Reset, now),
                 }
                 return;
             }
@@ -227,7 +227,9 @@ impl Engine {
             (Via::Direct, Purpose::Flow(flow)) => self.granted(socket, flow, Vec::new(), now),
             (Via::Direct, Purpose::Association(_) | Purpose::Pool) => self.close_socket(socket, false),
             (Via::Proxy(proxy), _) => {
-                self.pool.reachable(proxy);
+                if self.pool.reachable(proxy) {
+                    log::info!("proxy {} can be reached again", proxy + 1);
+                }
                 self.greet(socket, proxy, purpose, now);
             }
         }
@@ -324,15 +326,10 @@ impl Engine {
     fn flow_denied(&mut self, flow: FlowId, via: Via, denial: Denial, now: Instant) {
         let Some(&Link { remote, .. }) = self.link(flow) else { return };
         self.refuse_flow(flow, refusal(denial), now);
-        if denial == Denial::TimedOut && via != Via::Direct {
-            let parked = self.guard.timed_out(remote);
+        if denial == Denial::TimedOut {
+            let parked = self.guard.timed_out(remote, way(via));
             if !parked.is_empty() {
-                self.stats.loops += 1;
-                log::error!(
-                    "no answer to any of {} connections to one destination: it is dead, or the proxy's own connections come back into the \
-                     tunnel (a loop); keep the proxy outside it with --bypass or --local-proxy auto",
-                    parked.len() + super::guard::UNANSWERED_LIMIT
-                );
+                self.loop_seen("connections", parked.len() + super::guard::UNANSWERED_LIMIT, now);
             }
             for flow in parked {
                 if self.link(flow).is_some_and(|link| link.phase == Phase::Parked) {
@@ -341,6 +338,17 @@ impl Engine {
             }
         } else {
             self.attempt_answered(remote, via, now);
+        }
+    }
+
+    /// What has left the machine comes back in, or one destination is dead and much asked for.
+    pub(super) fn loop_seen(&mut self, what: &str, number: usize, now: Instant) {
+        self.stats.loops += 1;
+        if self.guard.say(now) {
+            log::error!(
+                "no answer to any of {number} {what} to one destination: it is dead, or what should leave this machine comes back into the \
+                 tunnel (a loop); keep the proxy outside it with --bypass or --local-proxy auto, and ztun's routing rules as they were made"
+            );
         }
     }
 
@@ -379,8 +387,9 @@ impl Engine {
         }
         // A machine out of descriptors says nothing about the proxy.
         if dialling && error != SocketError::Exhausted {
-            self.pool.unreachable(proxy, now);
-            log::warn!("proxy {} cannot be reached: {error:?}", proxy + 1);
+            if self.pool.unreachable(proxy, now) {
+                log::warn!("proxy {} cannot be reached: {error:?}", proxy + 1);
+            }
             if let Some(next) = self.pool.choose(proxy + 1, now).filter(|next| *next > proxy) {
                 return self.redial(purpose, next, now);
             }
@@ -449,6 +458,13 @@ impl Engine {
             Phase::Relaying(socket) => self.close_socket(socket, why != Closed::Finished),
             Phase::Identifying | Phase::Accepted(_) | Phase::Parked => {}
         }
+    }
+}
+
+fn way(via: Via) -> Way {
+    match via {
+        Via::Direct => Way::Direct,
+        Via::Proxy(_) => Way::Proxy,
     }
 }
 

@@ -60,6 +60,8 @@ pub(super) struct Association {
     names_asked: Option<u32>,
     /// It belongs to the local proxy, whose way is not a matter of rules.
     outside: bool,
+    /// Where its first datagram went, until the first answer.
+    unheard: Option<Endpoint>,
     /// Where the app believes that its names are asked, when `--dns-server` sends them elsewhere.
     asked_of: Option<Endpoint>,
 }
@@ -177,6 +179,13 @@ impl Engine {
             self.stats.refused += 1;
             return Output::None;
         }
+        if !self.guard.may_send(target, now) {
+            self.loop_seen("senders of datagrams", super::guard::UNANSWERED_LIMIT, now);
+            let remote = asked_of.unwrap_or(target);
+            self.stack.refuse_datagram(key.local, remote, payload, Unreachable::Prohibited, now);
+            self.stats.refused += 1;
+            return Output::None;
+        }
         if self.nat.is_full()
             && let Some(oldest) = self.nat_order.oldest().and_then(|index| self.nat.id_at(index))
         {
@@ -189,9 +198,11 @@ impl Engine {
             last_used: now,
             names_asked: (target.port == DNS_PORT || asked_of.is_some()).then_some(1),
             outside: false,
+            unheard: Some(target),
             asked_of,
         };
         let Ok(id) = self.nat.insert(key, association) else {
+            self.guard.heard(target);
             self.stats.datagrams_dropped += 1;
             return Output::None;
         };
@@ -232,7 +243,7 @@ impl Engine {
                 self.nat_timers.set(id.index(), now + self.config.udp_idle);
                 self.open_association(id, now);
             }
-            Err(association) => self.forget_queue(&association),
+            Err(association) => self.forget(&association),
         }
     }
 
@@ -350,6 +361,9 @@ impl Engine {
             (None, None) => return None,
         };
         association.last_used = now;
+        if let Some(first) = association.unheard.take() {
+            self.guard.heard(first);
+        }
         self.stats.datagrams_in += 1;
         if remote.port == DNS_PORT
             || self.config.dns_server.is_some_and(|server| Endpoint::from(server) == remote)
@@ -419,7 +433,7 @@ impl Engine {
         let Some((_, association)) = self.nat.remove(id) else { return };
         self.nat_timers.cancel(id.index());
         self.nat_order.remove(id.index());
-        self.forget_queue(&association);
+        self.forget(&association);
         let (control, socket) = match association.state {
             State::Identifying { .. } => (None, None),
             State::Asking { control, .. } => (Some(control), None),
@@ -432,7 +446,11 @@ impl Engine {
         }
     }
 
-    fn forget_queue(&mut self, association: &Association) {
+    /// What the engine's totals count of an association that is gone.
+    fn forget(&mut self, association: &Association) {
+        if let Some(first) = association.unheard {
+            self.guard.heard(first);
+        }
         let queue = match &association.state {
             State::Identifying { queue } | State::Asking { queue, .. } | State::Opening { queue, .. } => {
                 queue
