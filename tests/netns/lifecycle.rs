@@ -2,45 +2,83 @@
 
 use crate::world::*;
 use std::io::Write;
+use std::time::{Duration, Instant};
 
-/// Z12, L-6, F18: each signal ends it in order with status 0, also with connections open, and nothing is left.
+/// Opens `number` connections to the echo target; each works and stays open.
+fn live(world: &World, number: usize) -> Vec<std::net::TcpStream> {
+    let connect = move || {
+        let connect = |_| std::net::TcpStream::connect((TARGET, 7)).unwrap();
+        (0..number).map(connect).collect::<Vec<_>>()
+    };
+    let mut apps = world.client.inside(connect);
+    for app in &mut apps {
+        app.set_read_timeout(Some(PATIENCE)).unwrap();
+        talk(app).unwrap();
+    }
+    apps
+}
+
+/// Z12, L-6, F18: each signal ends it in order with status 0 within 3 s, also with 500 connections and datagrams under way, and nothing is left.
 #[test]
 fn every_signal_ends_it_and_nothing_is_left() {
     let Some(world) = world() else { return };
     let _proxy = world.embedded(&world.server, PROXY);
     world.echo(&format!("{TARGET}:7"));
+    world.answer(&format!("{TARGET}:7"), <[u8]>::to_vec);
     let before = world.client.state();
     for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
         let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
         assert_ne!(world.client.state(), before);
-        let apps = world.client.inside(|| {
-            let connect = |_| std::net::TcpStream::connect((TARGET, 7)).unwrap();
-            (0..200).map(connect).collect::<Vec<_>>()
-        });
-        let mut apps = apps.join().unwrap();
-        apps[0].write_all(b"x").unwrap();
+        let _apps = live(&world, 500);
+        let udp = world.client.datagrams("0.0.0.0:0");
+        udp.send_to(b"x", (TARGET, 7)).unwrap();
+        udp.recv(&mut [0; 8]).unwrap();
+        let start = Instant::now();
         ztun.signal(signal);
         assert_eq!(ztun.end(), Some(0), "{signal}");
+        assert!(start.elapsed() < Duration::from_secs(3), "{signal}: {:?}", start.elapsed());
         assert_eq!(world.client.state(), before, "{signal}");
     }
 }
 
-/// L-6: two signals do not wait for connections; the machine is restored all the same.
+/// Z12, conformance 39: asked to stop, it ends its connections on both sides: whoever is at the other end does not wait for ever.
+#[test]
+fn asked_to_stop_it_tells_both_sides() {
+    let Some(world) = world() else { return };
+    let _proxy = world.embedded(&world.server, PROXY);
+    let listener = world.server.listen(&format!("{TARGET}:90"));
+    let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
+    let mut app = world.client.connect(&format!("{TARGET}:90")).unwrap();
+    let (mut target, _) = accept(&listener);
+    target.write_all(b"last words").unwrap();
+    let mut got = [0; 10];
+    std::io::Read::read_exact(&mut app, &mut got).unwrap();
+    assert_eq!(ztun.stop(), Some(0));
+    for stream in [&mut app, &mut target] {
+        let end = std::io::Read::read(stream, &mut [0]);
+        assert!(matches!(&end, Ok(0)) || end.as_ref().is_err_and(|error| !is_silence(error)), "{end:?}");
+    }
+}
+
+/// L-6, F18: two signals do not wait for connections; the machine is restored all the same.
 #[test]
 fn two_signals_force_it_and_nothing_is_left() {
     let Some(world) = world() else { return };
     let _proxy = world.embedded(&world.server, PROXY);
     world.echo(&format!("{TARGET}:7"));
     let before = world.client.state();
-    let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
-    // An app that never closes its end keeps the orderly end waiting.
-    let _app = world.client.connect(&format!("{TARGET}:7")).unwrap();
-    ztun.signal(libc::SIGSTOP);
-    ztun.signal(libc::SIGTERM);
-    ztun.signal(libc::SIGINT);
-    ztun.signal(libc::SIGCONT);
-    assert_eq!(ztun.end(), Some(9));
-    assert_eq!(world.client.state(), before);
+    for signals in [[libc::SIGTERM, libc::SIGINT], [libc::SIGINT, libc::SIGHUP]] {
+        let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
+        // Apps that never close their ends keep the orderly end waiting.
+        let _apps = live(&world, 10);
+        ztun.signal(libc::SIGSTOP);
+        for signal in signals {
+            ztun.signal(signal);
+        }
+        ztun.signal(libc::SIGCONT);
+        assert_eq!(ztun.end(), Some(9));
+        assert_eq!(world.client.state(), before);
+    }
 }
 
 /// L-7, Z12: a hundred runs in a row, a signal as early as during the set-up among them.
@@ -69,10 +107,16 @@ fn a_hundred_runs_in_a_row() {
     }
 }
 
-/// L-14: what is left after kill -9 is undone by `ztun restore`, or by the next start.
+/// What `ztun restore` says in the client namespace.
+fn restore(world: &World) -> String {
+    world.client.ok(&format!("ZTUN_RUN_DIR={} {ZTUN} restore", world.dir.path().join("run").display()))
+}
+
+/// L-14, F19: what is left after kill -9 is undone by `ztun restore`, or by the next start; in between the machine is online without the tunnel.
 #[test]
 fn after_kill_9_restore_and_the_next_start_heal() {
     let Some(world) = world() else { return };
+    world.echo(&format!("{TARGET}:7"));
     let before = world.client.state();
     let kill = || {
         let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
@@ -81,16 +125,42 @@ fn after_kill_9_restore_and_the_next_start_heal() {
     };
     kill();
     assert_ne!(world.client.state(), before, "rules stay behind");
-    let run_dir = world.dir.path().join("run");
-    let restore = format!("ZTUN_RUN_DIR={} {ZTUN} restore", run_dir.display());
-    let said = world.client.ok(&restore);
+    talk(&mut world.client.connect(&format!("{TARGET}:7")).unwrap()).unwrap();
+    let said = restore(&world);
     assert!(said.contains("result=ok"), "{said}");
     assert_eq!(world.client.state(), before);
-    assert_eq!(world.client.ok(&restore).trim(), "nothing was left behind");
+    assert_eq!(restore(&world).trim(), "nothing was left behind");
     kill();
     let mut next = world.ztun(&format!("--socks5 {PROXY}"));
     assert_eq!(next.stop(), Some(0));
     assert_eq!(world.client.state(), before);
+}
+
+/// F19: killed at any moment, in the middle of the set-up too: restored to the last bit.
+#[test]
+fn killed_at_any_moment_it_can_be_restored() {
+    let Some(world) = world() else { return };
+    let before = world.client.state();
+    let mut halfway = 0;
+    for number in 0..24 {
+        let mut command = world.client.command(ZTUN);
+        command.args(["--socks5", PROXY]);
+        let mut ztun = world.start(command);
+        // Each time a little later: the number of rules and routes that are there says how far it is.
+        let wanted = number % 12;
+        let done = "ip rule list proto 122; ip -6 rule list proto 122; ip route show table 31348 2>/dev/null";
+        until("ztun is that far", || {
+            wanted == 0
+                || world.client.ok(&format!("{{ {done}; }} | wc -l")).trim().parse::<i32>().unwrap() >= wanted
+        });
+        ztun.signal(libc::SIGKILL);
+        ztun.end();
+        halfway += u32::from(!ztun.log().contains("ready"));
+        restore(&world);
+        assert_eq!(world.client.state(), before, "killed at {wanted}");
+        assert_eq!(restore(&world).trim(), "nothing was left behind");
+    }
+    assert!(halfway > 0, "every one of them was ready before it was killed");
 }
 
 /// L-1, F22: a second one is refused with the first one's process id, and changes nothing.
@@ -112,6 +182,31 @@ fn a_second_one_is_refused() {
     }
 }
 
+/// F22: without the privilege, or without a place for the journal, it says so with status 3 and has changed nothing.
+#[test]
+fn what_the_machine_refuses_is_said_and_nothing_is_half_done() {
+    let Some(world) = world() else { return };
+    let before = world.client.state();
+    let dir = world.dir.path();
+    // Where a user who is not root can execute it.
+    std::fs::copy(ZTUN, dir.join("ztun")).unwrap();
+    world.client.ok(&format!("chmod 755 {0} && touch {0}/file", dir.display()));
+    let nobody = "setpriv --reuid 65534 --regid 65534 --clear-groups";
+    for line in [
+        format!("{nobody} {}/ztun --socks5 {PROXY}", dir.display()),
+        format!("setpriv --bounding-set -net_admin {ZTUN} --socks5 {PROXY}"),
+        format!("ZTUN_RUN_DIR={}/file/run {ZTUN} --socks5 {PROXY}", dir.display()),
+        format!("{ZTUN} --socks5 {PROXY} --interface nonesuch0"),
+        format!("{ZTUN} --socks5 {PROXY} --tun eth0"),
+    ] {
+        let output = world.client.sh(&line);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{line}: {said}");
+        assert!(said.contains("error: ") && said.contains("  try: "), "{line}: {said}");
+        assert_eq!(world.client.state(), before, "{line}");
+    }
+}
+
 /// F16: the device is deleted by another program: an error, and nothing is left.
 #[test]
 fn a_deleted_device_ends_the_run_in_order() {
@@ -121,6 +216,22 @@ fn a_deleted_device_ends_the_run_in_order() {
     world.client.ok("ip link del ztun0");
     assert_eq!(ztun.end(), Some(1));
     assert_eq!(world.client.state(), before, "{}", ztun.log());
+}
+
+/// F20: what others change while it runs stays when it ends.
+#[test]
+fn what_others_changed_meanwhile_stays() {
+    let Some(world) = world() else { return };
+    let change = "ip route add 192.0.2.0/24 via 10.77.0.2; ip rule add pref 5999 fwmark 0x77 lookup 99; ip addr add 10.77.0.9/24 dev eth0";
+    let undo =
+        "ip route del 192.0.2.0/24 via 10.77.0.2; ip rule del pref 5999; ip addr del 10.77.0.9/24 dev eth0";
+    world.client.ok(change);
+    let wanted = world.client.state();
+    world.client.ok(undo);
+    let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
+    world.client.ok(change);
+    assert_eq!(ztun.stop(), Some(0));
+    assert_eq!(world.client.state(), wanted);
 }
 
 /// The contract of the command line: `--require-proxy` ends with status 4 when nobody answers, and nothing was changed.

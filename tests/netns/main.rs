@@ -10,6 +10,7 @@
 
 mod datagrams;
 mod faults;
+mod floods;
 mod lifecycle;
 mod local_proxy;
 mod policy;

@@ -7,18 +7,22 @@
 //!                                           and 203.0.113.66, where TCP is swallowed
 //! ```
 //!
-//! Everything that is started is killed by its process id when its guard is dropped, also when a test fails; the namespaces go with the world.
-//! Nothing waits for a time: [`until`] polls for a condition, and a test that waits too long fails.
+//! Everything that is started is killed by its process id when its guard is dropped, also when a test fails, and by the kernel when the
+//! test program itself is killed; the namespaces go with the world, and those of a killed test program with the next world.
+//! Nothing waits for a time: [`until`] polls for a condition. Nothing waits without end: programs, threads and sockets have a time limit, and
+//! a test that waits too long fails.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::UdpSocket;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 pub const ZTUN: &str = env!("CARGO_BIN_EXE_ztun");
@@ -30,6 +34,10 @@ pub const PROXY: &str = "10.77.0.2:1080";
 
 /// How long a test waits for anything before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a shell line or a thread may take: a gigabyte on a busy machine.
+const LONGEST: Duration = Duration::from_secs(180);
+/// Names of namespaces are this, the test program's process id, a number and a role.
+const PREFIX: &str = "ztun-test-";
 
 /// A network namespace; deleted when dropped.
 pub struct Namespace(String);
@@ -38,21 +46,34 @@ impl Namespace {
     fn new(role: &str) -> Namespace {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let name = format!("ztun-test-{}-{number}-{role}", std::process::id());
+        let name = format!("{PREFIX}{}-{number}-{role}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &name]));
         Namespace(name)
     }
 
-    /// A command in the namespace.
+    /// Its name, for `ip`.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// A command in the namespace; it does not outlive the thread that starts it.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.0, program]).env_remove("ZTUN_SOCKS5").env_remove("RUST_LOG");
+        // SAFETY: prctl with numbers only: allowed between fork and exec.
+        unsafe {
+            command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            })
+        };
         command
     }
 
-    /// Runs a shell line to its end; gives what it wrote.
+    /// Runs a shell line to its end; gives what it wrote. One that takes too long is killed: status 137.
     pub fn sh(&self, line: &str) -> Output {
-        self.command("bash").args(["-c", line]).output().unwrap()
+        let limit = LONGEST.as_secs().to_string();
+        self.command("timeout").args(["-s", "KILL", &limit, "bash", "-c", line]).output().unwrap()
     }
 
     /// The output of a shell line that succeeds.
@@ -64,27 +85,37 @@ impl Namespace {
     }
 
     /// Runs `act` on a thread that has entered the namespace: sockets that it opens stay there.
-    pub fn inside<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    pub fn inside<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> T {
         let namespace = File::open(format!("/run/netns/{}", self.0)).unwrap();
-        thread::spawn(move || {
+        let thread = thread::spawn(move || {
             // SAFETY: setns touches no memory; the thread alone changes its namespace.
             let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
             assert_eq!(result, 0, "setns: {}", std::io::Error::last_os_error());
             act()
-        })
+        });
+        until_within(LONGEST, "a thread in the namespace ends", || thread.is_finished());
+        thread.join().unwrap()
     }
 
     pub fn connect(&self, to: &str) -> std::io::Result<TcpStream> {
         let to: SocketAddr = to.parse().unwrap();
-        let stream = self.inside(move || TcpStream::connect_timeout(&to, PATIENCE)).join().unwrap()?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(stream)
+        self.inside(move || TcpStream::connect_timeout(&to, PATIENCE)).map(patient)
     }
 
     pub fn listen(&self, at: &str) -> TcpListener {
         let at = at.to_owned();
-        self.inside(move || TcpListener::bind(at).unwrap()).join().unwrap()
+        let listener = self.inside(move || TcpListener::bind(at).unwrap());
+        // The library's own backlog is short for thousands of connections at once.
+        socket2::SockRef::from(&listener).listen(4_096).unwrap();
+        listener
+    }
+
+    /// A datagram socket at `at`.
+    pub fn datagrams(&self, at: &str) -> UdpSocket {
+        let at = at.to_owned();
+        let socket = self.inside(move || UdpSocket::bind(at).unwrap());
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket
     }
 
     /// Everything of its network that ztun could leave something in.
@@ -174,6 +205,8 @@ pub struct World {
     pub server: Namespace,
     pub dir: tempfile::TempDir,
     logs: AtomicU32,
+    /// Sockets of the targets, to end their threads.
+    targets: Mutex<Vec<OwnedFd>>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -191,6 +224,7 @@ pub fn world() -> Option<World> {
     );
     static TURN: Mutex<()> = Mutex::new(());
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    sweep();
     let (client, server) = (Namespace::new("c"), Namespace::new("s"));
     let pair = [
         "link", "add", "eth0", "netns", &client.0, "type", "veth", "peer", "name", "eth0", "netns", &server.0,
@@ -207,25 +241,56 @@ pub fn world() -> Option<World> {
                ip -6 addr add 2001:db8::10/128 dev lo && \
                nft 'add table inet t; add chain inet t in { type filter hook input priority 0; }; \
                     add rule inet t in ip daddr 203.0.113.66 meta l4proto tcp drop'");
-    Some(World { client, server, dir: tempfile::tempdir().unwrap(), logs: AtomicU32::new(0), _turn: turn })
+    let dir = tempfile::tempdir().unwrap();
+    Some(World { client, server, dir, logs: AtomicU32::new(0), targets: Mutex::default(), _turn: turn })
+}
+
+/// Deletes the namespaces of test programs that were killed.
+fn sweep() {
+    let Ok(names) = fs::read_dir("/run/netns") else { return };
+    for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            drop(Namespace(name));
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for socket in self.targets.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            // SAFETY: shutdown takes numbers; the descriptor is ours. A thread that waits on it comes back with an error.
+            unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+        }
+    }
 }
 
 impl World {
     /// Starts a program whose output goes into a file.
-    pub fn start(&self, mut command: Command) -> Running {
-        let number = self.logs.fetch_add(1, Ordering::Relaxed);
-        let log = self.dir.path().join(format!("{number}.log"));
+    pub fn start(&self, command: Command) -> Running {
+        let log = self.dir.path().join(format!("{}.log", self.logs.fetch_add(1, Ordering::Relaxed)));
         let out = File::create(&log).unwrap();
+        let mut running = self.start_to(command, out.try_clone().unwrap().into(), out.into());
+        running.log = log;
+        running
+    }
+
+    /// Starts a program whose output goes elsewhere; its log is empty.
+    pub fn start_to(&self, mut command: Command, stdout: Stdio, stderr: Stdio) -> Running {
         command.env("ZTUN_RUN_DIR", self.dir.path().join("run"));
-        let child =
-            command.stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
-        Running { child, log }
+        let child = command.stdin(Stdio::null()).stdout(stdout).stderr(stderr).spawn().unwrap();
+        Running { child, log: "/dev/null".into() }
     }
 
     /// Starts ztun in the client namespace; it is ready.
     pub fn ztun(&self, arguments: &str) -> Running {
         let mut command = self.client.command(ZTUN);
         command.args(arguments.split_whitespace());
+        self.ready(command)
+    }
+
+    /// Starts a router; it is ready.
+    pub fn ready(&self, command: Command) -> Running {
         let mut ztun = self.start(command);
         until("ztun is ready", || {
             let ended = ztun.child.try_wait().unwrap();
@@ -276,26 +341,42 @@ impl World {
         running
     }
 
-    /// An HTTP server on the targets: GET /file gives `file`, PUT answers with the SHA-256 of what it got.
-    pub fn http(&self, at: &str, file: &Path) {
+    /// Serves each connection to `at` on a thread of its own.
+    fn serve(&self, at: &str, serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) {
         let listener = self.server.listen(at);
-        let file = file.to_owned();
+        self.targets.lock().unwrap().push(listener.try_clone().unwrap().into());
+        let serve = Arc::new(serve);
         thread::spawn(move || {
-            for stream in listener.incoming() {
-                let file = file.clone();
+            while let Ok((stream, _)) = listener.accept() {
+                let serve = Arc::clone(&serve);
                 // A client that goes away early is its own test's business.
-                thread::spawn(move || drop(serve_http(stream.unwrap(), &file)));
+                thread::spawn(move || drop(serve(patient(stream))));
             }
         });
     }
 
+    /// An HTTP server on the targets: GET /file gives `file`, PUT answers with the SHA-256 of what it got.
+    pub fn http(&self, at: &str, file: &Path) {
+        let file = file.to_owned();
+        self.serve(at, move |stream| serve_http(stream, &file));
+    }
+
     /// A server that gives back what it gets, to any number of clients.
     pub fn echo(&self, at: &str) {
-        let listener = self.server.listen(at);
+        self.serve(at, |stream| std::io::copy(&mut &stream, &mut &stream).map(drop));
+    }
+
+    /// A target for datagrams: `answer` makes an answer of each.
+    pub fn answer(&self, at: &str, answer: impl Fn(&[u8]) -> Vec<u8> + Send + 'static) {
+        let socket = self.server.datagrams(at);
+        // Its end is the end of the world.
+        socket.set_read_timeout(None).unwrap();
+        self.targets.lock().unwrap().push(socket.try_clone().unwrap().into());
         thread::spawn(move || {
-            for stream in listener.incoming() {
-                let stream = stream.unwrap();
-                thread::spawn(move || std::io::copy(&mut &stream, &mut &stream));
+            let mut buffer = vec![0; 65_536];
+            while let Ok((octets, from)) = socket.recv_from(&mut buffer) {
+                // The way back may be gone with its test.
+                drop(socket.send_to(&answer(&buffer[..octets]), from));
             }
         });
     }
@@ -346,11 +427,47 @@ pub fn sha256_of(file: &Path) -> String {
     sha256(File::open(file).unwrap().into(), |_| {})
 }
 
+/// A connection on which nothing waits without end.
+fn patient(stream: TcpStream) -> TcpStream {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// The next connection to `listener`.
+pub fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    listener.set_nonblocking(true).unwrap();
+    let mut accepted = None;
+    until("a connection comes", || {
+        accepted = listener.accept().ok();
+        accepted.is_some()
+    });
+    let (stream, from) = accepted.unwrap();
+    stream.set_nonblocking(false).unwrap();
+    (patient(stream), from)
+}
+
+/// Says one octet and hears one.
+pub fn talk(stream: &mut TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"x")?;
+    stream.read_exact(&mut [0])
+}
+
+/// Whether an error says that a time limit of the test's own has passed: silence instead of an answer.
+pub fn is_silence(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut)
+}
+
 /// Waits for a condition; the test fails when it does not come.
-pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn until(what: &str, condition: impl FnMut() -> bool) {
+    until_within(PATIENCE, what, condition);
+}
+
+/// Waits `limit` for a condition; the test fails when it does not come.
+pub fn until_within(limit: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "waited in vain until {what}");
+        assert!(start.elapsed() < limit, "waited in vain until {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
