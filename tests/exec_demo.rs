@@ -221,8 +221,8 @@ fn as_nobody(program: &str, args: &[&str]) -> Ended {
 
 fn tcp_target(addr: &str, serve: impl Fn(TcpStream) + Send + 'static) -> u16 {
     let listener = TcpListener::bind((addr.parse::<IpAddr>().unwrap(), 0)).unwrap();
-    // No more of what was sent is to be in the target's own buffer than it has to.
-    socket2::SockRef::from(&listener).set_recv_buffer_size(4096).unwrap();
+    // Not much of what was sent is to be in the target's own buffer; a window below loopback's segments would make the kernel wait for timers.
+    socket2::SockRef::from(&listener).set_recv_buffer_size(256 << 10).unwrap();
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || listener.incoming().flatten().for_each(serve));
     port
@@ -273,7 +273,7 @@ fn slow_sink() -> (u16, Receiver<Result<usize, String>>) {
                 Err(error) => break Err(format!("{error} after {octets} octets")),
             }
             // Not to wait for anything: this is what makes it slow.
-            thread::sleep(Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(3));
         };
         sender.send(result).unwrap();
     });

@@ -402,6 +402,34 @@ fn datagrams_go_out_and_come_back_and_the_relay_dies_with_its_connection() {
     }
 }
 
+/// A client may end as soon as it has sent: what is in the relay's queue by then is passed on.
+#[test]
+fn datagrams_that_a_client_sent_before_it_ended_are_passed_on() {
+    const BURST: u8 = 200;
+    let proxy = Running::start(config());
+    let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+    far.set_read_timeout(Some(PATIENCE)).unwrap();
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let mut datagram = vec![0; 10];
+    associate::encapsulate(far.local_addr().unwrap().into(), &mut datagram);
+    datagram.push(0);
+    for round in 0..50 {
+        let mut control = connect(proxy.addr);
+        let bound = dialogue(&mut control, None, Command::UdpAssociate, "0.0.0.0:0".parse().unwrap(), 64);
+        let relay: SocketAddr = bound.unwrap().unwrap().into();
+        for number in 0..BURST {
+            datagram[10] = number;
+            client.send_to(&datagram, relay).unwrap();
+        }
+        drop(control);
+        for number in 0..BURST {
+            let mut buffer = [0; 16];
+            let (octets, _) = far.recv_from(&mut buffer).unwrap();
+            assert_eq!(&buffer[..octets], [number], "round {round}");
+        }
+    }
+}
+
 /// An association is for the machine that asked for it.
 #[test]
 fn a_relay_hears_only_the_address_of_its_client() {

@@ -19,6 +19,8 @@ use std::io;
 
 /// Datagrams that one socket may move before others get their turn.
 const BUDGET: usize = 64;
+/// Times [`BUDGET`] that are moved for a client that has ended: what the relay's receive buffer holds of small datagrams.
+const LAST_ROUNDS: usize = 64;
 /// The longest header in front of a datagram to the client, whose source is an address.
 const HEADROOM: usize = 4 + 16 + 2;
 /// The longest datagram there can be.
@@ -143,6 +145,20 @@ impl Association {
         let more =
             self.relay.readable || [&self.out_v4, &self.out_v6].into_iter().flatten().any(|out| out.readable);
         (moved, more)
+    }
+
+    /// Moves what a client that has ended sent before, of which the poll may not have told yet.
+    pub(super) fn pump_last(&mut self, key: usize, shared: &mut Shared, now: Instant) -> (bool, bool) {
+        self.relay.readable = true;
+        let mut any = false;
+        for _ in 0..LAST_ROUNDS {
+            let (moved, more) = self.pump(key, shared, now);
+            any |= moved;
+            if !more {
+                break;
+            }
+        }
+        (any, false)
     }
 
     fn handle_client(

@@ -402,7 +402,11 @@ impl Connection {
         // "A UDP association terminates when the TCP connection that the UDP ASSOCIATE request arrived on
         // terminates" (RFC 1928 7). What else comes on it means nothing.
         let open = self.flush(&mut session) && self.skip_input(shared);
-        let (moved, more) = association.pump(self.key, shared, now);
+        let (moved, more) = if open {
+            association.pump(self.key, shared, now)
+        } else {
+            association.pump_last(self.key, shared, now)
+        };
         if moved {
             self.active = now;
         }
