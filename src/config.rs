@@ -226,6 +226,8 @@ pub struct HostPlanConfig {
     pub local_proxy: bool,
     /// Let the kernel segment and sum on the device, where it can (`--offload`).
     pub offload: bool,
+    /// What is captured stays captured when ztun is gone abnormally: it fails instead of leaking (`--kill-switch`).
+    pub kill_switch: bool,
 }
 
 impl Default for HostPlanConfig {
@@ -245,6 +247,7 @@ impl Default for HostPlanConfig {
             mark: 0x7a74,
             local_proxy: true,
             offload: true,
+            kill_switch: false,
         }
     }
 }
@@ -258,6 +261,29 @@ pub struct Config {
     pub host: HostPlanConfig,
     /// Start only when a proxy answers (`--require-proxy`).
     pub require_proxy: bool,
+    /// Take over from a running ztun on the same device (`--replace`).
+    pub replace: bool,
+    /// Close the connections that were opened before, so that they are made again through the tunnel (`--reset-existing`).
+    pub reset_existing: bool,
+    /// Where the control socket is (`--control`); `None` for the default of the device.
+    pub control: Option<String>,
+    /// Where metrics are served (`--metrics`).
+    pub metrics: Option<SocketAddr>,
+}
+
+impl Config {
+    /// A run of `engine` on `host`, with nothing besides.
+    pub fn new(engine: EngineConfig, host: HostPlanConfig) -> Config {
+        Config {
+            engine,
+            host,
+            require_proxy: false,
+            replace: false,
+            reset_existing: false,
+            control: None,
+            metrics: None,
+        }
+    }
 }
 
 #[cfg(test)]

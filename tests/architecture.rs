@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate, and which of the others each may name. The pure core comes first.
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 19] = [
     ("time", &[]),
     ("rng", &[]),
     ("wire", &[]),
@@ -24,38 +24,57 @@ const LAYERS: [(&str, &[&str]); 16] = [
     // Below: feature "os".
     ("tun", &["stack"]),
     ("host", &["config", "outbound"]),
+    ("monitor", &["time"]),
     ("proxy", &["time", "rng", "wire", "config"]),
     ("driver", &["time", "rng", "stack", "outbound", "engine", "tun"]),
-    ("session", &["time", "config", "outbound", "engine", "tun", "host", "proxy", "driver"]),
+    ("control", &["time", "config", "outbound", "flow", "stack", "dns", "engine", "tun", "driver"]),
+    (
+        "session",
+        &["time", "config", "outbound", "engine", "tun", "host", "monitor", "proxy", "driver", "control"],
+    ),
+    ("doctor", &["time", "config", "wire", "outbound", "tun", "host", "driver", "session"]),
     // A process of the demo tells its errors as the program does.
     ("demo", &["time", "config", "host", "proxy", "driver", "session", "cli"]),
-    ("cli", &["time", "stack", "config", "outbound", "host", "proxy", "session", "demo"]),
+    (
+        "cli",
+        &["time", "stack", "config", "outbound", "host", "proxy", "control", "session", "doctor", "demo"],
+    ),
 ];
 
 /// How many of [`LAYERS`] are the pure core.
 const PURE: usize = 9;
 
 /// Crates, and the modules that may name them. One that is not here may be named nowhere.
-const CRATES: [(&str, &[&str]); 13] = [
-    ("log", &["stack", "engine", "tun", "host", "proxy", "driver", "session", "demo", "cli"]),
+const CRATES: [(&str, &[&str]); 17] = [
+    (
+        "log",
+        &[
+            "stack", "engine", "tun", "host", "monitor", "proxy", "driver", "control", "session", "doctor",
+            "demo", "cli",
+        ],
+    ),
     ("siphasher", &["rng"]),
     ("slab", &["engine", "proxy"]),
-    ("mio", &["tun", "proxy", "driver", "session"]),
-    ("socket2", &["proxy", "driver", "session", "demo"]),
-    ("libc", &["tun", "host", "proxy", "driver"]),
+    ("mio", &["tun", "monitor", "proxy", "driver", "control", "session"]),
+    ("socket2", &["proxy", "driver", "control", "session", "demo"]),
+    ("libc", &["tun", "host", "monitor", "proxy", "driver", "control"]),
     ("signal_hook", &["proxy", "driver"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
     ("env_logger", &["cli"]),
-    ("netlink_packet_core", &["host"]),
-    ("netlink_packet_route", &["host"]),
+    ("netlink_packet_core", &["host", "monitor"]),
+    ("netlink_packet_route", &["host", "monitor"]),
+    ("serde", &["control", "doctor", "cli"]),
+    ("serde_json", &["control", "doctor", "cli"]),
+    ("toml", &["cli"]),
+    ("prometheus_client", &["control"]),
 ];
 
 /// The rest of the netlink family and the oracle of the tests, known by name like those above.
 const MORE_CRATES: [(&str, &[&str]); 6] = [
     ("netlink_packet_sock_diag", &["host"]),
-    ("netlink_sys", &["host"]),
+    ("netlink_sys", &["host", "monitor"]),
     ("etherparse", &[]),
     ("smoltcp", &[]),
     ("proptest", &[]),
@@ -63,7 +82,7 @@ const MORE_CRATES: [(&str, &[&str]); 6] = [
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE: [&str; 3] = ["tun", "host", "driver"];
+const UNSAFE: [&str; 4] = ["tun", "host", "monitor", "driver"];
 
 /// Parts of the standard library that the pure core may not name: what they do needs an operating system.
 const IMPURE_STD: [&str; 8] = ["env", "fs", "io", "net", "os", "process", "thread", "path"];

@@ -84,6 +84,7 @@ fn config() -> HostPlanConfig {
         mark: 0x7a74,
         local_proxy: true,
         offload: false,
+        kill_switch: false,
     }
 }
 

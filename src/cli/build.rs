@@ -52,20 +52,28 @@ pub(super) fn config(options: &RunOptions, names: Names) -> Result<Config, Error
         interface: options.interface.clone(),
         mark: options.mark,
         local_proxy: options.local_proxy == Auto::Auto,
+        kill_switch: options.kill_switch,
         ..device(&options.way)
     };
     if !options.route.is_empty() {
         host.routes.clone_from(&options.route);
     }
     let engine = engine(&options.way, names)?;
-    Ok(Config { engine, host, require_proxy: options.way.require_proxy })
+    Ok(Config {
+        require_proxy: options.way.require_proxy,
+        replace: options.replace,
+        reset_existing: options.reset_existing,
+        control: options.control.clone(),
+        metrics: options.metrics,
+        ..Config::new(engine, host)
+    })
 }
 
 /// The configuration of `ztun exec`. Without a proxy `proxies` is empty: the embedded one is to be used.
 pub(super) fn exec_config(options: &ExecOptions, names: Names) -> Result<Config, Error> {
     let way = &options.way;
     let host = HostPlanConfig { tun: "tun0".into(), no_route: true, ..device(way) };
-    Ok(Config { engine: engine(way, names)?, host, require_proxy: way.require_proxy })
+    Ok(Config { require_proxy: way.require_proxy, ..Config::new(engine(way, names)?, host) })
 }
 
 /// Who `ztun proxy` lets in.

@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn what_is_planned_is_refused_by_name() {
-        for args in [&["--kill-switch"][..], &["--config", "x"], &["doctor"], &["split", "entry"]] {
+        for args in [&["--config", "x"][..], &["doctor"], &["split", "entry"]] {
             let error = refusal(args);
             assert_eq!(error.code, USAGE);
             assert!(error.what.contains("not in this version") && error.what.contains(args[0]), "{error}");

@@ -278,6 +278,21 @@ pub struct RunOptions {
     /// Keep a proxy on this machine out of its own tunnel
     #[arg(long, help_heading = MACHINE, value_name = "auto|off", hide_possible_values = true, default_value = "auto")]
     pub local_proxy: Auto,
+    /// Take over from a running ztun on the same device
+    #[arg(long, help_heading = MACHINE)]
+    pub replace: bool,
+    /// While the proxy is down, or ztun is gone abnormally, captured traffic fails instead of leaking
+    #[arg(long, help_heading = MACHINE)]
+    pub kill_switch: bool,
+    /// Close connections that were opened before, so that they are made again through the tunnel
+    #[arg(long, help_heading = MACHINE)]
+    pub reset_existing: bool,
+    /// Control socket [default: /run/ztun/NAME.sock]
+    #[arg(long, help_heading = MACHINE, value_name = "PATH")]
+    pub control: Option<String>,
+    /// Serve Prometheus text, /healthz and /readyz there [default: off]
+    #[arg(long, help_heading = MACHINE, value_name = "ADDR:PORT", value_parser = value::listen)]
+    pub metrics: Option<SocketAddr>,
     /// Print the changes to the machine, with their undo; make none
     #[arg(long, help_heading = MACHINE)]
     pub dry_run: bool,

@@ -83,15 +83,13 @@ fn internet() -> Result<u8, RunError> {
     }
     let mut proxy = Server::bind(ProxyConfig { listen: PROXY, ..ProxyConfig::default() }).map_err(failed)?;
     children.push(fork(move || u8::from(proxy.serve().is_err())).map_err(failed)?);
-    let config = Config {
-        engine: EngineConfig {
-            proxies: vec![Proxy { addr: PROXY, credentials: None }],
-            connect_timeout: Duration::from_secs(5),
-            ..EngineConfig::default()
-        },
-        host: HostPlanConfig { tun: "tun0".into(), no_route: true, ..HostPlanConfig::default() },
-        require_proxy: false,
+    let engine = EngineConfig {
+        proxies: vec![Proxy { addr: PROXY, credentials: None }],
+        connect_timeout: Duration::from_secs(5),
+        ..EngineConfig::default()
     };
+    let host = HostPlanConfig { tun: "tun0".into(), no_route: true, ..HostPlanConfig::default() };
+    let config = Config::new(engine, host);
     let outcome = in_namespace(&config, Vec::new(), || client::run(&mut io::stdout().lock()));
     drop(children);
     outcome.map(Outcome::code)

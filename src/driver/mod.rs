@@ -17,6 +17,7 @@
 
 pub mod clock;
 pub mod limits;
+mod service;
 pub mod signals;
 pub mod socket;
 mod stop;
@@ -24,6 +25,7 @@ mod transfer;
 mod wakeup;
 
 pub use clock::Clock;
+pub use service::{Scene, Service, SocketView, Tokens};
 pub use signals::Signals;
 pub use socket::EgressBinding;
 pub use stop::{DRAIN_PATIENCE, STOP_PATIENCE};
@@ -89,6 +91,8 @@ pub struct Parts<D> {
     pub owner: Option<Box<dyn Owner>>,
     /// A process (pidfd) with whose end the loop ends; signals are passed on to it.
     pub watch: Option<OwnedFd>,
+    /// What else the loop drives.
+    pub services: Vec<Box<dyn Service<D>>>,
 }
 
 impl<D> std::fmt::Debug for Parts<D> {
@@ -118,7 +122,8 @@ struct OsSocket {
 
 /// The loop.
 pub struct Driver<D> {
-    device: D,
+    /// Empty while a device that is gone has not been renewed.
+    device: Option<D>,
     engine: Engine,
     binding: EgressBinding,
     owner: Option<Box<dyn Owner>>,
@@ -137,6 +142,9 @@ pub struct Driver<D> {
     looks: VecDeque<(Instant, SocketId)>,
     buffer: Box<[u8]>,
     stopping: Option<Stopping>,
+    services: Vec<Box<dyn Service<D>>>,
+    /// A service has asked to stop.
+    stop_asked: bool,
     exhausted_said: Option<Instant>,
 }
 
@@ -158,7 +166,7 @@ impl<D> std::fmt::Debug for Driver<D> {
 impl<D: Device> Driver<D> {
     /// Registers TUN and signals. Fails when the system refuses a poll or a pipe.
     pub fn new(parts: Parts<D>, signals: Signals, clock: Clock) -> io::Result<Driver<D>> {
-        let Parts { mut device, engine, binding, owner, watch } = parts;
+        let Parts { mut device, engine, binding, owner, watch, services } = parts;
         let mut signals = signals;
         let poll = Poll::new()?;
         let registry = poll.registry();
@@ -167,8 +175,8 @@ impl<D: Device> Driver<D> {
         if let Some(watch) = &watch {
             registry.register(&mut SourceFd(&watch.as_raw_fd()), WATCH, Interest::READABLE)?;
         }
-        Ok(Driver {
-            device,
+        let mut driver = Driver {
+            device: Some(device),
             engine,
             binding,
             owner,
@@ -184,8 +192,12 @@ impl<D: Device> Driver<D> {
             looks: VecDeque::new(),
             buffer: vec![0; BUFFER].into_boxed_slice(),
             stopping: None,
+            services,
+            stop_asked: false,
             exhausted_said: None,
-        })
+        };
+        driver.register_services()?;
+        Ok(driver)
     }
 
     /// The engine, for its counters.
@@ -193,9 +205,9 @@ impl<D: Device> Driver<D> {
         &self.engine
     }
 
-    /// Closes every socket and gives the device back, so that what leads into it can be undone before it goes.
-    pub fn into_device(self) -> D {
-        self.device
+    /// Closes every socket, and gives back the services and the device, if there is one: what leads into it can be undone before it goes.
+    pub fn into_parts(self) -> (Vec<Box<dyn Service<D>>>, Option<D>) {
+        (self.services, self.device)
     }
 
     /// Runs until a signal, the end of the watched process, or an error of the TUN or the poll.
@@ -229,12 +241,19 @@ impl<D: Device> Driver<D> {
                     }
                 }
                 WATCH => self.drain(now),
-                Token(bits) => self.socket_event(SocketId::from_bits(bits as u64), event),
+                token => match Tokens::split(token) {
+                    Some((service, number)) => self.service_event(service, number, event, now),
+                    None => self.socket_event(SocketId::from_bits(token.0 as u64), event),
+                },
             }
         }
         self.take_packets(now)?;
         self.look_again(now);
         self.serve_ready(now);
+        self.serve_services(now);
+        if let Some(exit) = self.stop_for_service(now) {
+            return Ok(Some(exit));
+        }
         self.engine.handle_timeout(now);
         self.give(now);
         Ok(self.finished(now))
@@ -246,7 +265,8 @@ impl<D: Device> Driver<D> {
         }
         let stop = self.stopping.and_then(Stopping::deadline);
         let look = self.looks.front().map(|(at, _)| *at);
-        let deadline = [self.engine.poll_timeout(), stop, look].into_iter().flatten().min()?;
+        let deadline =
+            [self.engine.poll_timeout(), stop, look, self.services_timeout()].into_iter().flatten().min()?;
         // epoll counts in milliseconds and mio rounds up, so that a deadline is never waited for in a busy loop.
         Some(deadline.since(self.clock.now()))
     }
@@ -263,8 +283,9 @@ impl<D: Device> Driver<D> {
                 return Ok(());
             }
             // The buffer is lent to the packet while the engine works on it.
+            let Some(device) = &mut self.device else { return Ok(()) };
             let mut buffer = core::mem::take(&mut self.buffer);
-            let received = self.device.recv(&mut buffer);
+            let received = device.recv(&mut buffer);
             let result = match received {
                 Ok(received) => {
                     octets += received.len;
@@ -277,7 +298,7 @@ impl<D: Device> Driver<D> {
                     Ok(())
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
-                Err(error) => Err(error),
+                Err(error) => self.lose_device(error),
             };
             self.buffer = buffer;
             result?;
@@ -341,7 +362,8 @@ impl<D: Device> Driver<D> {
     fn retry_pending(&mut self) {
         if let Some(Refused { octets, offload }) = self.tun_pending.take() {
             let packet = Transmit { header: &octets, payload: [&[], &[]], offload };
-            if Self::transmit(&mut self.device, &mut self.tun_pending, &packet) {
+            let Some(device) = &mut self.device else { return };
+            if Self::transmit(device, &mut self.tun_pending, &packet) {
                 for id in core::mem::take(&mut self.held) {
                     self.enqueue(id);
                 }
@@ -356,13 +378,11 @@ impl<D: Device> Driver<D> {
             while let Some(command) = self.engine.poll_command(now) {
                 self.obey(command, now);
             }
-            if self.tun_pending.is_some() {
-                return;
-            }
+            let Some(device) = self.device.as_mut().filter(|_| self.tun_pending.is_none()) else { return };
             let mut sent = false;
             while let Some(packet) = self.engine.poll_transmit(now) {
                 sent = true;
-                if !Self::transmit(&mut self.device, &mut self.tun_pending, &packet) {
+                if !Self::transmit(device, &mut self.tun_pending, &packet) {
                     return;
                 }
             }

@@ -60,6 +60,16 @@ pub(super) struct Progress {
 impl<D: Device> Driver<D> {
     pub(super) fn signalled(&mut self, now: Instant) -> Option<Exit> {
         let signals = self.signals.drain();
+        self.asked(signals, now)
+    }
+
+    /// A service that asks to stop counts as a signal.
+    pub(super) fn stop_for_service(&mut self, now: Instant) -> Option<Exit> {
+        let asked = core::mem::take(&mut self.stop_asked);
+        self.asked(asked.into(), now)
+    }
+
+    fn asked(&mut self, signals: usize, now: Instant) -> Option<Exit> {
         if signals == 0 {
             return None;
         }

@@ -228,7 +228,7 @@ impl<D: Device> Driver<D> {
 
     pub(super) fn read_datagrams_into(&mut self, id: SocketId, buffer: &mut [u8], now: Instant) -> bool {
         for _ in 0..DATAGRAM_BUDGET {
-            if self.tun_pending.is_some() {
+            if self.tun_pending.is_some() || self.device.is_none() {
                 // The socket's own queue holds what comes until the TUN takes packets again.
                 self.held.push(id);
                 return true;
@@ -253,7 +253,8 @@ impl<D: Device> Driver<D> {
             let payload = buffer.get(..octets).unwrap_or_default();
             if let Some(mut datagram) = self.engine.handle_datagram(id, Some(from), payload, now) {
                 while let Some(packet) = datagram.next_packet() {
-                    if !Self::transmit(&mut self.device, &mut self.tun_pending, &packet) {
+                    let Some(device) = &mut self.device else { break };
+                    if !Self::transmit(device, &mut self.tun_pending, &packet) {
                         break;
                     }
                 }

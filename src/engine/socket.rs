@@ -119,7 +119,8 @@ pub(super) struct Sockets {
 
 impl Sockets {
     pub(super) fn insert(&mut self, socket: Socket) -> SocketId {
-        self.generation = self.generation.wrapping_add(1);
+        // The last one is no socket's: the driver has it for what is not a socket.
+        self.generation = (self.generation + 1) % u32::MAX;
         let generation = self.generation;
         let index = self.entries.insert((generation, socket));
         // The number of sockets is bounded by the flow tables, far below 2^32.

@@ -99,7 +99,14 @@ pub(crate) fn in_namespace(
     let mut child = waiting.go().map_err(machine("the command's process has gone", "run it again"))?;
     let watch =
         child.pidfd().map_err(machine("cannot watch the command", "a kernel from 5.3 on is needed"))?;
-    let parts = Parts { device, engine, binding: EgressBinding::default(), owner: None, watch: Some(watch) };
+    let parts = Parts {
+        device,
+        engine,
+        binding: EgressBinding::default(),
+        owner: None,
+        watch: Some(watch),
+        services: Vec::new(),
+    };
     let mut driver = build(parts, signals)?;
     log::info!("ready: the command's only way out is {}, to socks5 {}", host.tun, proxies(config));
     let exit = driver.run().map_err(RunError::Loop)?;

@@ -151,14 +151,15 @@ pub fn run(config: &Config) -> Result<Ended, RunError> {
     let mut applied = host::up(&config.host, &name, &proxy_addresses(config), locals.first())?;
     let owner = owner(config, locals);
     let engine = engine(config, &device, owner.is_some())?;
-    let parts = Parts { device, engine, binding, owner, watch: None };
+    let parts = Parts { device, engine, binding, owner, watch: None, services: Vec::new() };
     let mut driver = build(parts, signals)?;
     log::info!("ready: {}", routed(config, &name));
     notify::ready();
     let result = driver.run();
     notify::stopping();
     log_totals(driver.engine());
-    let device = driver.into_device();
+    let (services, device) = driver.into_parts();
+    drop(services);
     let report = applied.down();
     drop(device);
     log::info!("{}", report.summary());
@@ -368,11 +369,7 @@ mod tests {
 
     #[test]
     fn broadcasts_are_those_of_networks_that_have_one() {
-        let mut config = Config {
-            engine: crate::config::EngineConfig::default(),
-            host: crate::config::HostPlanConfig::default(),
-            require_proxy: false,
-        };
+        let mut config = Config::new(Default::default(), Default::default());
         assert_eq!(broadcasts(&config), ["198.18.255.255".parse::<IpAddr>().unwrap()]);
         config.host.addresses =
             ["10.0.0.1/31", "10.0.0.3/32", "10.1.2.3/0"].map(|net| net.parse().unwrap()).to_vec();
