@@ -20,16 +20,20 @@
 //!
 //! # Files
 //!
-//! `tcp` opens and ends TCP flows, `relay` moves their octets, `udp` keeps associations, `pool` dials proxies and keeps warm
+//! `inspect` is what reports are made of, `reconfigure` what may change while it runs; `tcp` opens and ends TCP flows, `relay` moves their octets, `udp` keeps associations, `pool` dials proxies and keeps warm
 //! connections, `guard` stops loops, `socket` names sockets.
 
 mod guard;
+mod inspect;
 mod pool;
+mod reconfigure;
 mod relay;
 mod socket;
 mod tcp;
 mod udp;
 
+pub use inspect::{FlowInfo, FlowPage, FlowPhase, Memory, Outbound, ProxyInfo, Snapshot};
+pub use pool::ProxyTrouble;
 pub use socket::SocketId;
 
 use crate::config::EngineConfig;

@@ -8,7 +8,8 @@
 //! Of several proxies the first that is not known to be down is used; one that could not be reached is tried again after [`RETRY_AFTER`].
 
 use super::socket::{Purpose, Socket, Stage, TcpSocket, Via, new_client};
-use super::{Command, Egress, Engine, SocketId};
+use super::{Command, Egress, Engine, SocketError, SocketId};
+use crate::outbound::socks5::Failure;
 use crate::time::{Duration, Instant};
 use crate::wire::Endpoint;
 use crate::wire::socks5::Command as Request;
@@ -32,14 +33,60 @@ pub(super) struct Pool {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    down_since: Option<Instant>,
-    warm: VecDeque<SocketId>,
+pub(super) struct State {
+    pub(super) down_since: Option<Instant>,
+    /// Whether a connection to it was ever made.
+    pub(super) reached: bool,
+    /// What went wrong last, until something goes right.
+    pub(super) trouble: Option<ProxyTrouble>,
+    pub(super) warm: VecDeque<SocketId>,
     /// Connections on their way into the pool.
-    filling: usize,
+    pub(super) filling: usize,
+}
+
+/// What went wrong with a proxy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProxyTrouble {
+    /// It could not be connected to.
+    Connect(SocketError),
+    /// It did not take the user and password, or none of the methods offered.
+    Access(Failure),
 }
 
 impl Pool {
+    /// What is known of each proxy, in the order of the configuration.
+    pub(super) fn states(&self) -> &[State] {
+        &self.proxies
+    }
+
+    /// The same pool for other proxies: `places` tells for each of the old ones its place among the `proxies` new ones. Gives the warm connections
+    /// to those that have none.
+    pub(super) fn rearrange(&mut self, proxies: usize, places: &[Option<usize>]) -> Vec<SocketId> {
+        let mut old = core::mem::replace(self, Pool::new(self.size, proxies));
+        let mut orphans = Vec::new();
+        for (state, place) in old.proxies.drain(..).zip(places) {
+            match place.and_then(|place| self.proxies.get_mut(place)) {
+                // Two of the old ones may be the same.
+                Some(kept) => {
+                    let warm = core::mem::take(&mut kept.warm);
+                    let filling = kept.filling;
+                    *kept = state;
+                    kept.warm.extend(warm);
+                    kept.filling += filling;
+                }
+                None => orphans.extend(state.warm),
+            }
+        }
+        orphans
+    }
+
+    /// The proxy has opened a way (`None`), or refuses whoever asks.
+    pub(super) fn note(&mut self, proxy: usize, trouble: Option<ProxyTrouble>) {
+        if let Some(state) = self.proxies.get_mut(proxy) {
+            state.trouble = trouble;
+        }
+    }
+
     pub(super) fn new(size: usize, proxies: usize) -> Pool {
         Pool { size, proxies: (0..proxies).map(|_| State::default()).collect(), udp_refused: None }
     }
@@ -53,12 +100,16 @@ impl Pool {
 
     /// The proxy was reached; whether that is news.
     pub(super) fn reachable(&mut self, proxy: usize) -> bool {
-        self.proxies.get_mut(proxy).is_some_and(|state| state.down_since.take().is_some())
+        let Some(state) = self.proxies.get_mut(proxy) else { return false };
+        state.reached = true;
+        state.down_since.take().is_some()
     }
 
     /// The proxy was not reached; whether that is news.
-    pub(super) fn unreachable(&mut self, proxy: usize, now: Instant) -> bool {
-        self.proxies.get_mut(proxy).is_some_and(|state| state.down_since.replace(now).is_none())
+    pub(super) fn unreachable(&mut self, proxy: usize, error: SocketError, now: Instant) -> bool {
+        let Some(state) = self.proxies.get_mut(proxy) else { return false };
+        state.trouble = Some(ProxyTrouble::Connect(error));
+        state.down_since.replace(now).is_none()
     }
 
     /// The proxy does not carry UDP.

@@ -10,6 +10,8 @@
 //! address gets tried. The SYN waits in the stack's SYN queue meanwhile and costs next to nothing.
 
 use super::guard::Attempt;
+use super::inspect::FlowPhase;
+use super::pool::ProxyTrouble;
 use super::socket::{Half, Purpose, Socket, Stage, TcpSocket, Via};
 use super::udp::Way;
 use super::{Asker, Command, Egress, Engine, SocketError, SocketId};
@@ -63,6 +65,28 @@ impl Engine {
 
     fn link_mut(&mut self, flow: FlowId) -> Option<&mut Link> {
         self.links.get_mut(flow.index() as usize)?.as_mut().filter(|link| link.flow == flow)
+    }
+
+    /// How far a flow has come, and which way; for reports.
+    pub(super) fn flow_phase(&self, flow: FlowId) -> (FlowPhase, Option<Via>) {
+        let Some(link) = self.link(flow) else { return (FlowPhase::Finishing, None) };
+        match link.phase {
+            Phase::Identifying => (FlowPhase::Identifying, None),
+            Phase::Accepted(via) => (FlowPhase::Opening, Some(via)),
+            Phase::Parked => (FlowPhase::Parked, None),
+            Phase::Opening(socket) => (FlowPhase::Opening, self.sockets.tcp(socket).map(|tcp| tcp.via)),
+            Phase::Relaying(socket) => (FlowPhase::Relaying, self.sockets.tcp(socket).map(|tcp| tcp.via)),
+        }
+    }
+
+    /// Gives flows that wait for their ACK and were to go through a proxy another one: `places` tells for each of the old proxies its place
+    /// among the new.
+    pub(super) fn move_accepted(&mut self, places: &[Option<usize>]) {
+        for link in self.links.iter_mut().flatten() {
+            if let Phase::Accepted(Via::Proxy(proxy)) = &mut link.phase {
+                *proxy = places.get(*proxy).copied().flatten().unwrap_or(0);
+            }
+        }
     }
 
     fn set_link(&mut self, flow: FlowId, remote: Endpoint, phase: Phase) {
@@ -247,6 +271,9 @@ impl Engine {
             Ok(Progress::Pending) => self.commands.push_back(Command::Write { socket }),
             Ok(Progress::Negotiated) => self.negotiated(socket, now),
             Ok(Progress::Granted { bound, consumed }) => {
+                if let Via::Proxy(proxy) = via {
+                    self.pool.note(proxy, None);
+                }
                 let early = input.get(consumed..).unwrap_or_default();
                 match (purpose, via) {
                     (Purpose::Flow(flow), _) => self.granted(socket, flow, early.to_vec(), now),
@@ -315,6 +342,9 @@ impl Engine {
         let Some(tcp) = self.sockets.tcp(socket) else { return };
         let (purpose, via) = (tcp.purpose, tcp.via);
         self.stats.dials_failed += 1;
+        if let Via::Proxy(proxy) = via {
+            self.pool.note(proxy, trouble(&failure));
+        }
         self.close_socket(socket, false);
         match purpose {
             Purpose::Flow(flow) => self.flow_denied(flow, via, denial(&failure), now),
@@ -387,7 +417,7 @@ impl Engine {
         }
         // A machine out of descriptors says nothing about the proxy.
         if dialling && error != SocketError::Exhausted {
-            if self.pool.unreachable(proxy, now) {
+            if self.pool.unreachable(proxy, error, now) {
                 log::warn!("proxy {} cannot be reached: {error:?}", proxy + 1);
             }
             if let Some(next) = self.pool.choose(proxy + 1, now).filter(|next| *next > proxy) {
@@ -402,7 +432,7 @@ impl Engine {
     }
 
     /// Makes the same request again, through `proxy`.
-    fn redial(&mut self, purpose: Purpose, proxy: usize, now: Instant) {
+    pub(super) fn redial(&mut self, purpose: Purpose, proxy: usize, now: Instant) {
         match purpose {
             Purpose::Flow(flow) => {
                 let Some(&Link { remote, .. }) = self.link(flow) else { return };
@@ -457,6 +487,16 @@ impl Engine {
             }
             Phase::Relaying(socket) => self.close_socket(socket, why != Closed::Finished),
             Phase::Identifying | Phase::Accepted(_) | Phase::Parked => {}
+        }
+    }
+}
+
+/// What a failure says about the proxy itself; a target that is refused says nothing.
+fn trouble(failure: &Failure) -> Option<ProxyTrouble> {
+    match failure {
+        Failure::Refused(_) => None,
+        Failure::NoMethod | Failure::WrongMethod(_) | Failure::Denied | Failure::Protocol => {
+            Some(ProxyTrouble::Access(*failure))
         }
     }
 }

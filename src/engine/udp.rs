@@ -8,6 +8,7 @@
 //! association can be had the app is told by ICMP (RFC 5508 REQ-8). An association ends after the idle time, when its control
 //! connection ends (RFC 1928 7), or, the least recently used first, when the table is full.
 
+use super::inspect::{FlowInfo, FlowPhase, Outbound};
 use super::socket::{Purpose, Socket, Stage};
 use super::{Asker, Command, DatagramHeader, Egress, Engine, Output, SocketError, SocketId};
 use crate::config::UdpMode;
@@ -64,6 +65,19 @@ pub(super) struct Association {
     unheard: Option<Endpoint>,
     /// Where the app believes that its names are asked, when `--dns-server` sends them elsewhere.
     asked_of: Option<Endpoint>,
+    /// For reports.
+    traffic: Traffic,
+}
+
+/// What an association has carried.
+#[derive(Clone, Copy, Debug)]
+struct Traffic {
+    opened: Instant,
+    /// Whom the app addressed last.
+    remote: Endpoint,
+    /// Octets of data from the app, and to it.
+    upload_octets: u64,
+    download_octets: u64,
 }
 
 #[derive(Debug)]
@@ -112,6 +126,8 @@ impl Engine {
         self.nat_order.touch(id.index());
         let Some(association) = self.nat.get_mut(id) else { return Output::None };
         association.last_used = now;
+        association.traffic.remote = remote;
+        association.traffic.upload_octets += payload.len() as u64;
         association.asked_of = asked_of.or(association.asked_of);
         association.names_asked = match association.names_asked {
             Some(asked) if remote.port == DNS_PORT => Some(asked.saturating_add(1)),
@@ -200,6 +216,12 @@ impl Engine {
             outside: false,
             unheard: Some(target),
             asked_of,
+            traffic: Traffic {
+                opened: now,
+                remote: asked_of.unwrap_or(target),
+                upload_octets: payload.len() as u64,
+                download_octets: 0,
+            },
         };
         let Ok(id) = self.nat.insert(key, association) else {
             self.guard.heard(target);
@@ -245,6 +267,46 @@ impl Engine {
             }
             Err(association) => self.forget(&association),
         }
+    }
+
+    /// The association at a slab index, for reports.
+    pub(super) fn association_at(&self, index: u32) -> Option<FlowInfo> {
+        let id = self.nat.id_at(index)?;
+        let (key, association) = (self.nat.key(id)?, self.nat.get(id)?);
+        let (phase, control) = match association.state {
+            State::Identifying { .. } => (FlowPhase::Identifying, None),
+            State::Asking { control, .. } => (FlowPhase::Opening, Some(control)),
+            State::Opening { control, .. } => (FlowPhase::Opening, control),
+            State::Open { control, .. } => (FlowPhase::Relaying, control),
+        };
+        let via = control.and_then(|control| self.sockets.tcp(control)).map(|tcp| tcp.via);
+        let outbound = match key.way {
+            Way::Direct => Outbound::Direct,
+            Way::Proxy => self.outbound(via),
+        };
+        let Traffic { opened, remote, upload_octets, download_octets } = association.traffic;
+        Some(FlowInfo {
+            proto: Proto::Udp,
+            local: key.local,
+            remote,
+            outbound,
+            phase,
+            tcp: None,
+            upload_octets,
+            download_octets,
+            opened,
+            last_active: association.last_used,
+        })
+    }
+
+    /// Where a walk by [`Engine::association_at`] ends.
+    pub(super) fn association_slots(&self) -> u32 {
+        self.nat.slots()
+    }
+
+    /// How many associations there may be.
+    pub(super) fn association_capacity(&self) -> usize {
+        self.nat.capacity()
     }
 
     fn open_association(&mut self, id: FlowId, now: Instant) {
@@ -361,6 +423,7 @@ impl Engine {
             (None, None) => return None,
         };
         association.last_used = now;
+        association.traffic.download_octets += payload.len() as u64;
         if let Some(first) = association.unheard.take() {
             self.guard.heard(first);
         }

@@ -25,6 +25,7 @@ pub struct LruList {
     links: Vec<Link>,
     oldest: u32,
     newest: u32,
+    len: usize,
 }
 
 impl Default for LruList {
@@ -42,7 +43,7 @@ impl fmt::Debug for LruList {
 impl LruList {
     /// An empty list.
     pub fn new() -> LruList {
-        LruList { links: Vec::new(), oldest: NIL, newest: NIL }
+        LruList { links: Vec::new(), oldest: NIL, newest: NIL, len: 0 }
     }
 
     /// Makes `index` the most recently used, adding it when new.
@@ -61,6 +62,7 @@ impl LruList {
             None => self.oldest = index,
         }
         self.newest = index;
+        self.len += 1;
     }
 
     /// Takes `index` out, if it is in.
@@ -70,6 +72,7 @@ impl LruList {
         if older == ABSENT {
             return;
         }
+        self.len -= 1;
         match self.links.get_mut(older as usize) {
             Some(link) => link.newer = newer,
             None => self.oldest = newer,
@@ -83,6 +86,16 @@ impl LruList {
     /// The least recently used index.
     pub fn oldest(&self) -> Option<u32> {
         (self.oldest != NIL).then_some(self.oldest)
+    }
+
+    /// Indices in the list.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 }
 
@@ -130,6 +143,7 @@ mod tests {
                     list.remove(index);
                 }
                 prop_assert_eq!(list.oldest(), model.first().copied());
+                prop_assert_eq!((list.len(), list.is_empty()), (model.len(), model.is_empty()));
             }
             for index in model {
                 prop_assert_eq!(list.oldest(), Some(index));

@@ -181,6 +181,17 @@ impl<K: Hash + Eq + Copy, T> FlowTable<K, T> {
         self.len() == 0
     }
 
+    /// One more than the largest index ever in use: where a walk by [`FlowTable::id_at`] ends.
+    pub fn slots(&self) -> u32 {
+        // Inserting stops before indices run out.
+        self.slots.len() as u32
+    }
+
+    /// Entries at most.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
     /// Whether the next insert is refused.
     pub fn is_full(&self) -> bool {
         self.len() >= self.capacity

@@ -25,6 +25,7 @@ mod tcp;
 
 pub use egress::Datagram;
 pub use tcp::Tcp;
+pub use tcp::inspect::{TcpCounts, TcpInfo, TcpState};
 
 use crate::flow::FlowId;
 use crate::rng::{Rng, SEED_LEN};
@@ -537,6 +538,21 @@ impl Stack {
         udp::emit_header(&mut original[len..], (local.addr, local.port), (remote.addr, remote.port), payload);
         original.extend_from_slice(payload);
         self.control.unreachable(&original, why, &mut self.stats, now);
+    }
+
+    /// How many TCP connections there are, and the memory of their buffers. Cost: none.
+    pub fn tcp_counts(&self) -> TcpCounts {
+        self.tcp.counts()
+    }
+
+    /// The TCP connection at a slab index below [`Stack::tcp_slots`], if there is one. Cost: none.
+    pub fn tcp_at(&self, index: u32) -> Option<TcpInfo> {
+        self.tcp.info(index)
+    }
+
+    /// Where a walk by [`Stack::tcp_at`] ends.
+    pub fn tcp_slots(&self) -> u32 {
+        self.tcp.table.slots()
     }
 
     /// Counters.

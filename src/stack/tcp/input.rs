@@ -249,6 +249,7 @@ impl Tcb {
             octets -= 1;
         }
         self.send.consume(octets);
+        self.delivered += octets as u64;
         self.snd_una = ack;
     }
 

@@ -21,13 +21,15 @@
 //! # Files
 //!
 //! `listen` segments before and after a connection is synchronised, `handshake` the entries for them; `tcb` the block; `input` arriving segments; `output` leaving ones and the timers; `flight` SACK
-//! scoreboard and RACK; `rtt`, `cubic`; `recv` and `ring` the buffers; `handle` what the caller holds.
+//! scoreboard and RACK; `rtt`, `cubic`; `recv` and `ring` the buffers; `handle` what the caller holds;
+//! `inspect` what reports are made of.
 
 mod cubic;
 mod flight;
 mod handle;
 mod handshake;
 mod input;
+pub(super) mod inspect;
 mod listen;
 mod output;
 mod recv;

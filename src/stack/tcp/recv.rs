@@ -107,6 +107,8 @@ pub(super) struct Receiver {
     pub(super) fin: Option<SeqNumber>,
     /// Octets offered by the last segment and not yet kept.
     offered: u32,
+    /// Octets of text that came in order since the start.
+    pub(super) octets: u64,
     limit: usize,
     scale: u8,
     ring: Ring,
@@ -124,6 +126,7 @@ impl Receiver {
             edge,
             fin: None,
             offered: 0,
+            octets: 0,
             limit,
             scale,
             ring: Ring::default(),
@@ -209,6 +212,7 @@ impl Receiver {
         let offset = self.ring.len() + seq.distance_from(self.nxt) as usize;
         if seq == self.nxt && self.ring.len() == 0 && self.ahead.is_empty() {
             self.nxt += len;
+            self.octets += u64::from(len);
             self.offered = len;
             return Taken::Offered;
         }
@@ -237,6 +241,7 @@ impl Receiver {
     fn advance(&mut self, octets: u32) {
         self.ring.commit(octets as usize);
         self.nxt += octets;
+        self.octets += u64::from(octets);
     }
 
     /// Counts the FIN once everything before it has come; `true` when it does so here.
@@ -266,6 +271,7 @@ impl Receiver {
         }
         let behind_fin = u32::from(self.fin_in_order());
         self.nxt = self.nxt - behind_fin - rest.len() as u32;
+        self.octets -= rest.len() as u64;
         self.fin = None;
         false
     }

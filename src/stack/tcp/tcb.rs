@@ -169,6 +169,8 @@ pub(in crate::stack) struct Tcb {
     /// Octets of text in a full segment, options that every segment carries subtracted.
     pub(super) mss: u32,
     pub(super) send: Ring,
+    /// Octets of text that the app has acknowledged since the start.
+    pub(super) delivered: u64,
     pub(super) flight: Flight,
     pub(super) fin: Fin,
     /// Our FIN was sent before the app's was received.
@@ -192,6 +194,8 @@ pub(in crate::stack) struct Tcb {
     pub(super) last_heard: Instant,
     /// Time-outs since then.
     pub(super) unanswered: u8,
+    /// When the handshake was completed.
+    pub(super) opened: Instant,
     /// When anything last came or went.
     pub(super) last_active: Instant,
     pub(super) keepalives: u32,
@@ -226,6 +230,7 @@ impl Tcb {
             snd_scale,
             mss,
             send: Ring::default(),
+            delivered: 0,
             flight: Flight::default(),
             fin: Fin::None,
             active_close: false,
@@ -244,6 +249,7 @@ impl Tcb {
             challenge: ChallengeLimit { since: now, sent: 0 },
             last_heard: now,
             unanswered: 0,
+            opened: now,
             last_active: now,
             keepalives: 0,
             write_blocked: false,
