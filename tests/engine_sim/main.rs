@@ -1,5 +1,6 @@
 //! The engine as a whole, in virtual time, between an app and a SOCKS5 server.
 
+mod inspect;
 mod world;
 
 use smoltcp::socket::tcp;

@@ -114,7 +114,8 @@ impl TcpLayer {
             capacity: self.table.capacity(),
             buffer_octets: self.pool.used(),
             buffer_budget: self.config.tcp.buffer_budget,
-            table_octets: self.table.slots() as usize * size_of::<(FlowKey, Slot)>() + open * size_of::<Tcb>(),
+            table_octets: self.table.slots() as usize * size_of::<(FlowKey, Slot)>()
+                + open * size_of::<Tcb>(),
         }
     }
 
