@@ -88,6 +88,10 @@ fn config() -> HostPlanConfig {
     }
 }
 
+fn kill_switch() -> HostPlanConfig {
+    HostPlanConfig { kill_switch: true, ..config() }
+}
+
 fn proxies() -> [IpAddr; 2] {
     ["203.0.113.9".parse().unwrap(), "127.0.0.1".parse().unwrap()]
 }
@@ -142,6 +146,79 @@ fn packets_are_captured_and_what_must_stay_outside_does() {
         source.connect("[2606:4700::1111]:53").unwrap();
         assert_eq!(source.local_addr().unwrap().ip(), "fd7a:7a74:756e::1".parse::<IpAddr>().unwrap());
         applied.down();
+    });
+}
+
+/// How `ip route get` ends for packets that have no way.
+fn refusal(line: &str) -> String {
+    let output = Command::new("ip").args(["route", "get"]).args(line.split(' ')).output().unwrap();
+    assert!(!output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// Issue 3 item 4: names asked at a resolver of the local network go into the tunnel, whoever let that network out.
+#[test]
+fn names_are_captured_also_where_the_network_is_bypassed() {
+    in_namespace(|dir| {
+        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        let bypass = ["192.0.2.0/24", "198.51.100.0/24", "192.0.2.9", "2001:db8::/64"];
+        let bypass = bypass.iter().map(|net| net.parse().unwrap()).collect();
+        let config = HostPlanConfig { bypass, ..config() };
+        let mut applied = host::up_in(dir, &config, TUN, &proxies(), None).unwrap();
+        for (line, device) in [
+            ("192.0.2.1 ipproto udp dport 53", TUN),
+            ("192.0.2.1 ipproto tcp dport 53", TUN),
+            ("198.51.100.7 ipproto udp dport 53", TUN),
+            ("2001:db8::1 ipproto udp dport 53", TUN),
+            ("192.0.2.1 from 192.0.2.5 ipproto udp dport 53", TUN),
+            ("192.0.2.1 ipproto udp dport 54", "host-eth0"),
+            ("192.0.2.1", "host-eth0"),
+            ("192.0.2.9 ipproto udp dport 53", "host-eth0"),
+            ("203.0.113.9 ipproto udp dport 53", "host-eth0"),
+            ("192.0.2.1 mark 0x7a74 ipproto udp dport 53", "host-eth0"),
+        ] {
+            assert_eq!(route_device(line), device, "{line}");
+        }
+        applied.down();
+    });
+}
+
+/// RFC 7359; F23
+#[test]
+fn ipv6_that_is_not_asked_for_is_refused_and_does_not_pass_by() {
+    in_namespace(|dir| {
+        let before = machine();
+        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let config = HostPlanConfig { routes: vec!["0.0.0.0/0".parse().unwrap()], ..config() };
+        let mut applied = host::up_in(dir, &config, TUN, &proxies(), None).unwrap();
+        assert_eq!(route_device("8.8.8.8"), TUN);
+        refusal("2606:4700::1111");
+        let error = std::net::TcpStream::connect("[2606:4700::1111]:443").unwrap_err();
+        assert!(matches!(error.raw_os_error(), Some(libc::EHOSTUNREACH | libc::ENETUNREACH)), "{error}");
+        assert_eq!(route_device("2606:4700::1111 mark 0x7a74"), "host-eth0");
+        assert!(applied.down().is_ok());
+        drop((applied, tun));
+        assert_eq!(machine(), before);
+    });
+}
+
+/// Issue 3 item 5: while the device lives, its own routes win over those that refuse.
+#[test]
+fn the_kill_switch_changes_nothing_while_the_run_lasts_and_goes_with_it() {
+    in_namespace(|dir| {
+        let before = machine();
+        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let mut applied = host::up_in(dir, &kill_switch(), TUN, &proxies(), None).unwrap();
+        for captured in ["8.8.8.8", "192.0.2.77", "2606:4700::1111", "198.18.3.4"] {
+            assert_eq!(route_device(captured), TUN, "{captured}");
+        }
+        // Whoever binds to another device finds no router there. (Linux then takes any IPv4 address to be on that link, and asks for it in vain.)
+        refusal("2606:4700::1111 oif host-eth0");
+        let bound = ip("route get 8.8.8.8 oif host-eth0");
+        assert!(!bound.contains("via"), "{bound}");
+        assert!(applied.down().is_ok());
+        drop((applied, tun));
+        assert_eq!(machine(), before);
     });
 }
 

@@ -72,6 +72,10 @@ pub enum Change {
     RouteAdd(Route),
     /// Deletes a route into the device.
     RouteDelete(Route),
+    /// Adds a route that refuses what no better one leads into the device.
+    UnreachableAdd(Unreachable),
+    /// Deletes a route that refuses.
+    UnreachableDelete(Unreachable),
     /// Adds a policy rule.
     RuleAdd(Rule),
     /// Deletes a policy rule.
@@ -99,6 +103,19 @@ pub struct Route {
     /// The table.
     pub table: u32,
 }
+
+/// A route with [`PROTOCOL`] and [`LAST_METRIC`] whose destinations cannot be reached. It belongs to no device, so it outlives the one that the
+/// other routes of its table lead into.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unreachable {
+    /// The destination; host bits are 0.
+    pub destination: Cidr,
+    /// The table.
+    pub table: u32,
+}
+
+/// The metric (RTA_PRIORITY) that every other route to the same destination wins over.
+pub const LAST_METRIC: u32 = u32::MAX;
 
 /// A policy rule with [`PROTOCOL`].
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -128,6 +145,17 @@ pub enum Selector {
     To(Cidr),
     /// Of sockets of this user.
     Uid(u32),
+    /// Of this protocol with this destination port.
+    Port(Transport, u16),
+}
+
+/// A protocol with ports.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
 }
 
 /// What a rule does.
@@ -152,12 +180,14 @@ impl Change {
             Change::LinkDown { device } => Change::LinkUp { device },
             Change::RouteAdd(route) => Change::RouteDelete(route),
             Change::RouteDelete(route) => Change::RouteAdd(route),
+            Change::UnreachableAdd(route) => Change::UnreachableDelete(route),
+            Change::UnreachableDelete(route) => Change::UnreachableAdd(route),
             Change::RuleAdd(rule) => Change::RuleDelete(rule),
             Change::RuleDelete(rule) => Change::RuleAdd(rule),
         }
     }
 
-    /// The device that the change is made to; `None` for rules, which are the machine's and outlive it.
+    /// The device that the change is made to, and which takes it along when it goes; `None` for what is the machine's and outlives it.
     pub fn device(&self) -> Option<&str> {
         match self {
             Change::Ipv6On { device }
@@ -167,7 +197,10 @@ impl Change {
             | Change::LinkDown { device } => Some(device),
             Change::AddressAdd(address) | Change::AddressDelete(address) => Some(&address.device),
             Change::RouteAdd(route) | Change::RouteDelete(route) => Some(&route.device),
-            Change::RuleAdd(_) | Change::RuleDelete(_) => None,
+            Change::UnreachableAdd(_)
+            | Change::UnreachableDelete(_)
+            | Change::RuleAdd(_)
+            | Change::RuleDelete(_) => None,
         }
     }
 
@@ -178,7 +211,10 @@ impl Change {
             Change::AddressAdd(_) | Change::AddressDelete(_) => "address",
             Change::MtuSet { .. } => "mtu",
             Change::LinkUp { .. } | Change::LinkDown { .. } => "link",
-            Change::RouteAdd(_) | Change::RouteDelete(_) => "route",
+            Change::RouteAdd(_)
+            | Change::RouteDelete(_)
+            | Change::UnreachableAdd(_)
+            | Change::UnreachableDelete(_) => "route",
             Change::RuleAdd(_) | Change::RuleDelete(_) => "rule",
         }
     }
@@ -196,6 +232,8 @@ impl fmt::Display for Change {
             Change::LinkDown { device } => write!(f, "link down dev {device}"),
             Change::RouteAdd(route) => write!(f, "route add {route}"),
             Change::RouteDelete(route) => write!(f, "route del {route}"),
+            Change::UnreachableAdd(route) => write!(f, "route add {route}"),
+            Change::UnreachableDelete(route) => write!(f, "route del {route}"),
             Change::RuleAdd(rule) => write!(f, "rule add {rule}"),
             Change::RuleDelete(rule) => write!(f, "rule del {rule}"),
         }
@@ -215,6 +253,21 @@ impl fmt::Display for Route {
     }
 }
 
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unreachable {} table {} metric {LAST_METRIC}", self.destination, self.table)
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        })
+    }
+}
+
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let family = match self.family {
@@ -229,6 +282,7 @@ impl fmt::Display for Rule {
             Selector::From(net) => write!(f, "from {net} "),
             Selector::To(net) => write!(f, "to {net} "),
             Selector::Uid(uid) => write!(f, "uid {uid} "),
+            Selector::Port(transport, port) => write!(f, "ipproto {transport} dport {port} "),
         }?;
         match self.action {
             Action::Lookup(MAIN_TABLE) => f.write_str("lookup main"),
@@ -270,6 +324,8 @@ fn parse(words: &[&str]) -> Option<Change> {
         }
         ["link", "up", "dev", device] => Change::LinkUp { device: name(device)? },
         ["link", "down", "dev", device] => Change::LinkDown { device: name(device)? },
+        ["route", "add", "unreachable", ref rest @ ..] => Change::UnreachableAdd(parse_unreachable(rest)?),
+        ["route", "del", "unreachable", ref rest @ ..] => Change::UnreachableDelete(parse_unreachable(rest)?),
         ["route", "add", ref rest @ ..] => Change::RouteAdd(parse_route(rest)?),
         ["route", "del", ref rest @ ..] => Change::RouteDelete(parse_route(rest)?),
         ["rule", "add", ref rest @ ..] => Change::RuleAdd(parse_rule(rest)?),
@@ -297,6 +353,12 @@ fn parse_route(words: &[&str]) -> Option<Route> {
     Some(Route { destination: destination.parse().ok()?, device: name(device)?, table: table.parse().ok()? })
 }
 
+fn parse_unreachable(words: &[&str]) -> Option<Unreachable> {
+    let [destination, "table", table, "metric", metric] = *words else { return None };
+    let route = Unreachable { destination: destination.parse().ok()?, table: table.parse().ok()? };
+    (metric.parse() == Ok(LAST_METRIC)).then_some(route)
+}
+
 fn parse_rule(words: &[&str]) -> Option<Rule> {
     let [family, "pref", preference, ref rest @ ..] = *words else { return None };
     let family = match family {
@@ -313,6 +375,9 @@ fn parse_rule(words: &[&str]) -> Option<Rule> {
         ["from", net, ref action @ ..] => (Selector::From(parse_net(family, net)?), action),
         ["to", net, ref action @ ..] => (Selector::To(parse_net(family, net)?), action),
         ["uid", uid, ref action @ ..] => (Selector::Uid(uid.parse().ok()?), action),
+        ["ipproto", transport, "dport", port, ref action @ ..] => {
+            (Selector::Port(parse_transport(transport)?, port.parse().ok()?), action)
+        }
         _ => return None,
     };
     let action = match *action {
@@ -322,6 +387,14 @@ fn parse_rule(words: &[&str]) -> Option<Rule> {
         _ => return None,
     };
     Some(Rule { family, preference: preference.parse().ok()?, selector, action })
+}
+
+fn parse_transport(word: &str) -> Option<Transport> {
+    match word {
+        "tcp" => Some(Transport::Tcp),
+        "udp" => Some(Transport::Udp),
+        _ => None,
+    }
 }
 
 fn parse_net(family: Family, word: &str) -> Option<Cidr> {
@@ -364,6 +437,8 @@ pub(super) mod tests {
                 net(family).prop_map(Selector::From),
                 net(family).prop_map(Selector::To),
                 any::<u32>().prop_map(Selector::Uid),
+                any::<u16>().prop_map(|port| Selector::Port(Transport::Tcp, port)),
+                any::<u16>().prop_map(|port| Selector::Port(Transport::Udp, port)),
             ];
             (any::<u32>(), selector, action()).prop_map(move |(preference, selector, action)| Rule {
                 family,
@@ -384,6 +459,10 @@ pub(super) mod tests {
             (device(), family().prop_flat_map(net), any::<u32>())
                 .prop_map(|(device, destination, table)| Route { destination, device, table })
         };
+        let unreachable = || {
+            (family().prop_flat_map(net), any::<u32>())
+                .prop_map(|(destination, table)| Unreachable { destination, table })
+        };
         prop_oneof![
             device().prop_map(|device| Change::Ipv6On { device }),
             device().prop_map(|device| Change::Ipv6Off { device }),
@@ -398,6 +477,8 @@ pub(super) mod tests {
             device().prop_map(|device| Change::LinkDown { device }),
             route().prop_map(Change::RouteAdd),
             route().prop_map(Change::RouteDelete),
+            unreachable().prop_map(Change::UnreachableAdd),
+            unreachable().prop_map(Change::UnreachableDelete),
             rule().prop_map(Change::RuleAdd),
             rule().prop_map(Change::RuleDelete),
         ]
@@ -452,6 +533,7 @@ pub(super) mod tests {
         let address =
             Address { device: device(), address: "10.0.0.1/8".parse().unwrap(), prefix_route: true };
         let route = Route { destination: "0.0.0.0/0".parse().unwrap(), device: device(), table: TABLE };
+        let unreachable = Unreachable { destination: "0.0.0.0/0".parse().unwrap(), table: TABLE };
         let rule =
             Rule { family: Family::V4, preference: 1, selector: Selector::All, action: Action::Unreachable };
         let mut all = Vec::new();
@@ -466,7 +548,9 @@ pub(super) mod tests {
                 Change::LinkUp { .. } => Some(Change::LinkDown { device: device() }),
                 Change::LinkDown { .. } => Some(Change::RouteAdd(route.clone())),
                 Change::RouteAdd(_) => Some(Change::RouteDelete(route.clone())),
-                Change::RouteDelete(_) => Some(Change::RuleAdd(rule.clone())),
+                Change::RouteDelete(_) => Some(Change::UnreachableAdd(unreachable)),
+                Change::UnreachableAdd(_) => Some(Change::UnreachableDelete(unreachable)),
+                Change::UnreachableDelete(_) => Some(Change::RuleAdd(rule.clone())),
                 Change::RuleAdd(_) => Some(Change::RuleDelete(rule.clone())),
                 Change::RuleDelete(_) => None,
             };

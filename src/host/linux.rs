@@ -5,7 +5,10 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes are the kernel's, and it adds to them")]
 
-use super::change::{Action, Address, Change, Family, PROTOCOL, Route, Rule, Selector, TABLE};
+use super::change::{
+    Action, Address, Change, Family, LAST_METRIC, PROTOCOL, Route, Rule, Selector, TABLE, Transport,
+    Unreachable,
+};
 use super::netlink::Netlink;
 use super::plan::{FIRST_PREFERENCE, Have, Ipv6, LAST_PREFERENCE};
 use crate::config::Cidr;
@@ -15,8 +18,8 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
-use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RuleUidRange};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange, RuleUidRange};
+use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
 use std::ffi::CString;
 use std::fs;
 use std::io;
@@ -154,6 +157,14 @@ pub(super) fn apply(netlink: &mut Netlink, change: &Change) -> io::Result<Outcom
             route_message(route)
                 .and_then(|message| netlink.acknowledged(RouteNetlinkMessage::DelRoute(message), 0)),
         ),
+        Change::UnreachableAdd(route) => {
+            let message = RouteNetlinkMessage::NewRoute(unreachable_message(route));
+            let result = netlink.acknowledged(message, create);
+            added(netlink, change, result)
+        }
+        Change::UnreachableDelete(route) => {
+            deleted(netlink.acknowledged(RouteNetlinkMessage::DelRoute(unreachable_message(route)), 0))
+        }
         Change::RuleAdd(rule) => {
             let result = netlink.acknowledged(RouteNetlinkMessage::NewRule(rule_message(rule)), create);
             added(netlink, change, result)
@@ -246,6 +257,22 @@ fn route_message(route: &Route) -> io::Result<RouteMessage> {
     Ok(message)
 }
 
+fn unreachable_message(route: &Unreachable) -> RouteMessage {
+    let net = &route.destination;
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(Family::of(net));
+    message.header.destination_prefix_length = net.prefix;
+    message.header.protocol = RouteProtocol::Other(PROTOCOL);
+    message.header.kind = RouteType::Unreachable;
+    message.header.scope = RouteScope::Universe;
+    message.attributes.extend([
+        RouteAttribute::Destination(net.addr.into()),
+        RouteAttribute::Priority(LAST_METRIC),
+        RouteAttribute::Table(route.table),
+    ]);
+    message
+}
+
 fn rule_message(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
     message.header.family = family(rule.family);
@@ -279,6 +306,16 @@ fn rule_message(rule: &Rule) -> RuleMessage {
         Selector::Uid(uid) => {
             message.attributes.push(RuleAttribute::UidRange(RuleUidRange { start: *uid, end: *uid }));
         }
+        Selector::Port(transport, port) => {
+            let protocol = match transport {
+                Transport::Tcp => IpProtocol::Tcp,
+                Transport::Udp => IpProtocol::Udp,
+            };
+            message.attributes.extend([
+                RuleAttribute::IpProtocol(protocol),
+                RuleAttribute::DestinationPortRange(RulePortRange { start: *port, end: *port }),
+            ]);
+        }
     }
     message
 }
@@ -296,7 +333,7 @@ pub(super) fn leftovers(netlink: &mut Netlink) -> io::Result<Vec<Change>> {
     found.extend(rules.into_iter().map(Change::RuleDelete));
     for message in netlink.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))? {
         if let RouteNetlinkMessage::NewRoute(message) = message {
-            found.extend(own_route(&message).map(Change::RouteDelete));
+            found.extend(own_route(&message));
         }
     }
     Ok(found)
@@ -311,6 +348,7 @@ fn own_rule(message: &RuleMessage) -> Option<Rule> {
     };
     let (mut preference, mut table, mut protocol) = (0, u32::from(message.header.table), None);
     let mut selector = Selector::All;
+    let (mut transport, mut port) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(value) => preference = *value,
@@ -325,8 +363,14 @@ fn own_rule(message: &RuleMessage) -> Option<Rule> {
                 selector = Selector::To(Cidr::new(*addr, message.header.dst_len)?);
             }
             RuleAttribute::UidRange(range) => selector = Selector::Uid(range.start),
+            RuleAttribute::IpProtocol(IpProtocol::Tcp) => transport = Some(Transport::Tcp),
+            RuleAttribute::IpProtocol(IpProtocol::Udp) => transport = Some(Transport::Udp),
+            RuleAttribute::DestinationPortRange(range) => port = Some(range.start),
             _ => {}
         }
+    }
+    if let (Some(transport), Some(port)) = (transport, port) {
+        selector = Selector::Port(transport, port);
     }
     let action = match message.header.action {
         RuleAction::ToTable => Action::Lookup(table),
@@ -337,8 +381,8 @@ fn own_rule(message: &RuleMessage) -> Option<Rule> {
     ours.then_some(Rule { family, preference, selector, action })
 }
 
-/// The route, if it is one of ours.
-fn own_route(message: &RouteMessage) -> Option<Route> {
+/// The deletion of the route, if it is one of ours.
+fn own_route(message: &RouteMessage) -> Option<Change> {
     let mut table = u32::from(message.header.table);
     let (mut destination, mut index) = (None, None);
     for attribute in &message.attributes {
@@ -360,7 +404,10 @@ fn own_route(message: &RouteMessage) -> Option<Route> {
     };
     let destination =
         Cidr::new(destination.unwrap_or(unspecified), message.header.destination_prefix_length)?;
-    Some(Route { destination, device: name_of(index?)?, table })
+    Some(match message.header.kind {
+        RouteType::Unreachable => Change::UnreachableDelete(Unreachable { destination, table }),
+        _ => Change::RouteDelete(Route { destination, device: name_of(index?)?, table }),
+    })
 }
 
 fn name_of(index: u32) -> Option<String> {
@@ -392,6 +439,8 @@ mod tests {
             rule(Selector::From(net), Action::Lookup(254)),
             rule(Selector::To(net), Action::Lookup(254)),
             rule(Selector::Uid(7), Action::Lookup(254)),
+            rule(Selector::Port(Transport::Udp, 53), Action::Lookup(TABLE)),
+            rule(Selector::Port(Transport::Tcp, 53), Action::Lookup(TABLE)),
         ] {
             assert_eq!(own_rule(&rule_message(&rule)), Some(rule));
         }
@@ -404,6 +453,14 @@ mod tests {
         assert_eq!(own_rule(&other), None);
         let outside = Rule { preference: LAST_PREFERENCE + 1, ..rule(Selector::All, Action::Lookup(254)) };
         assert_eq!(own_rule(&rule_message(&outside)), None);
+    }
+
+    #[test]
+    fn a_route_that_refuses_is_recognised_from_its_own_message() {
+        for destination in ["0.0.0.0/0", "10.0.0.0/8", "::/0"] {
+            let route = Unreachable { destination: destination.parse().unwrap(), table: TABLE };
+            assert_eq!(own_route(&unreachable_message(&route)), Some(Change::UnreachableDelete(route)));
+        }
     }
 
     #[test]

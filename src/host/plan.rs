@@ -10,20 +10,30 @@
 //! | 5200 | with our mark: ztun's own sockets | the machine's main table |
 //! | 5201 | with our mark, where main has no route | unreachable: they never fall through into the device, so there is no loop |
 //! | 5202 | that came out of the device | main: what is for a container or a forwarded client must not come back |
-//! | 5203 | from a proxy (in a container of this machine), or from an address of the machine that is not the device's | main: answers of services and connections made before keep their path. A new connection has no source address yet when its route is looked up |
-//! | 5204 | to a proxy, link-local and multicast networks, `--bypass` | main |
-//! | 5205 | of the local proxy's user, when that user runs nothing else | main |
+//! | 5203 | to and from a proxy (which may be in a container of this machine), of the local proxy's user when that user runs nothing else, and to a host that `--bypass` names alone | main |
+//! | 5204 | to port 53 | the table that leads into the device: a resolver that DHCP gave does not get the names, also when its network is bypassed |
+//! | 5205 | from an address of the machine that is not the device's | main: answers of services and connections made before keep their path. A new connection has no source address yet when its route is looked up |
+//! | 5206 | to link-local and multicast networks, and to those of `--bypass` | main |
 //! | 5210 | all | the table that leads into the device; what it does not cover goes on as if ztun was not there |
+//! | 5211 | to what is captured, with `--kill-switch` | unreachable: sockets bound to another device, for which the table has no route, find no router either |
 //!
 //! Main is asked for nothing else: a more specific route that someone pushes into it captures nothing.
 //!
-//! The order of the plan is the order of application: first the device, then its routes, then the rules, and the one that captures
-//! last. Undone in reverse, capturing ends first.
+//! **Kill switch.** Each captured network has a second route in the table, of the greatest metric there is, which refuses. It belongs to no
+//! device: when the device dies with ztun, it takes the routes into it along, and this one and the rules stay. What was captured fails at once.
+//!
+//! **IPv6 beside IPv4 alone** (RFC 7359). When all of IPv4 is captured and IPv6 is not asked for, it would pass the tunnel by.
+//! Then the table gets a route that refuses all of it, and the same rules as for IPv4.
+//!
+//! The order of the plan is the order of application: the device, the routes that refuse, the rules that keep packets outside, the routes
+//! into the device, and last the rules that capture. Undone in reverse, capturing ends first.
 //!
 //! An address of the device brings no route into main (`noprefixroute`): a marked packet to its network would find one there and loop.
 //! The network is routed in the table of ours instead.
 
-use super::change::{Action, Address, Change, Family, MAIN_TABLE, Route, Rule, Selector, TABLE};
+use super::change::{
+    Action, Address, Change, Family, MAIN_TABLE, Route, Rule, Selector, TABLE, Transport, Unreachable,
+};
 use crate::config::{Cidr, HostPlanConfig};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -35,10 +45,15 @@ pub const LAST_PREFERENCE: u32 = 5299;
 const MARKED: u32 = FIRST_PREFERENCE;
 const MARKED_WITHOUT_ROUTE: u32 = 5201;
 const FROM_DEVICE: u32 = 5202;
-const FROM_OWN_ADDRESS: u32 = 5203;
-const TO_OUTSIDE: u32 = 5204;
-const OF_LOCAL_PROXY: u32 = 5205;
+const EXEMPT: u32 = 5203;
+const NAMES: u32 = 5204;
+const FROM_OWN_ADDRESS: u32 = 5205;
+const TO_OUTSIDE: u32 = 5206;
 const CAPTURE: u32 = 5210;
+const CAPTURED_WITHOUT_ROUTE: u32 = 5211;
+
+/// The port of DNS (RFC 1035 section 4.2).
+const DNS: u16 = 53;
 
 /// The address of the device in a family that is captured while none was given.
 const DEFAULT_V4: Cidr = Cidr { addr: IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), prefix: 16 };
@@ -90,6 +105,8 @@ pub struct Want {
     pub proxies: Vec<IpAddr>,
     /// The local proxy's user, when that is exact.
     pub local_uid: Option<u32>,
+    /// What is captured fails when the device is gone.
+    pub kill_switch: bool,
 }
 
 impl Want {
@@ -104,7 +121,34 @@ impl Want {
             mark: config.mark,
             proxies: proxies.to_vec(),
             local_uid: local_uid.filter(|_| config.local_proxy),
+            kill_switch: config.kill_switch,
         }
+    }
+
+    fn is_routed(&self, family: Family) -> bool {
+        self.routes.iter().any(|net| Family::of(net) == family)
+    }
+
+    /// Whether a family is refused because all of the other one is captured, and it would leak beside it.
+    fn is_refused(&self, family: Family) -> bool {
+        let whole = |net: &Cidr| Family::of(net) == Family::V4 && net.prefix == 0;
+        let half = |first: [u8; 4]| {
+            let addr = Ipv4Addr::from(first);
+            self.routes.iter().any(|net| net.prefix == 1 && network(net).addr == IpAddr::V4(addr))
+        };
+        let captured = self.routes.iter().any(whole) || (half([0; 4]) && half([128, 0, 0, 0]));
+        family == Family::V6 && captured && !self.is_routed(family)
+    }
+
+    /// What of `family` is captured, each network once.
+    fn destinations(&self, family: Family) -> Vec<Cidr> {
+        let mut destinations: Vec<Cidr> = Vec::new();
+        for net in self.routes.iter().filter(|net| Family::of(net) == family).map(network) {
+            if !destinations.contains(&net) {
+                destinations.push(net);
+            }
+        }
+        destinations
     }
 }
 
@@ -116,11 +160,10 @@ pub fn plan(have: &Have, want: &Want) -> Vec<Change> {
         Ipv6::Absent => &[Family::V4],
         Ipv6::OffOnDevice | Ipv6::On => &[Family::V4, Family::V6],
     };
-    let routed = |family| want.routes.iter().any(|net| Family::of(net) == family);
     let mut addresses = want.addresses.clone();
     for (family, address) in [(Family::V4, DEFAULT_V4), (Family::V6, DEFAULT_V6)] {
-        // Captured packets without an address of the device would take another device's and leave by rule 5203.
-        if routed(family) && !addresses.iter().any(|net| Family::of(net) == family) {
+        // Captured packets without an address of the device would take another device's and leave by rule 5205.
+        if want.is_routed(family) && !addresses.iter().any(|net| Family::of(net) == family) {
             addresses.push(address);
         }
     }
@@ -139,27 +182,33 @@ pub fn plan(have: &Have, want: &Want) -> Vec<Change> {
     if !have.up {
         changes.push(Change::LinkUp { device: device.clone() });
     }
-    for &family in families {
-        if routed(family) {
-            changes.extend(routes(want, &addresses, family).into_iter().map(Change::RouteAdd));
-        }
-    }
-    for &family in families {
-        if routed(family) {
-            changes.extend(rules(have, want, family).into_iter().map(Change::RuleAdd));
-        }
-    }
+    let involved =
+        || families.iter().copied().filter(|&family| want.is_routed(family) || want.is_refused(family));
+    changes.extend(involved().flat_map(|family| refusals(want, family)).map(Change::UnreachableAdd));
+    changes.extend(involved().flat_map(|family| outside(have, want, family)).map(Change::RuleAdd));
+    changes.extend(involved().flat_map(|family| routes(want, &addresses, family)).map(Change::RouteAdd));
+    changes.extend(involved().flat_map(|family| capture(want, family)).map(Change::RuleAdd));
     changes
 }
 
+/// The routes that refuse.
+fn refusals(want: &Want, family: Family) -> Vec<Unreachable> {
+    let destinations = if want.is_refused(family) {
+        vec![Cidr { addr: Ipv6Addr::UNSPECIFIED.into(), prefix: 0 }]
+    } else if want.kill_switch {
+        want.destinations(family)
+    } else {
+        Vec::new()
+    };
+    destinations.into_iter().map(|destination| Unreachable { destination, table: TABLE }).collect()
+}
+
+/// The routes into the device.
 fn routes(want: &Want, addresses: &[Cidr], family: Family) -> Vec<Route> {
-    let mut destinations: Vec<Cidr> = Vec::new();
-    let wanted = want.routes.iter().filter(|net| Family::of(net) == family);
-    for net in wanted.map(network) {
-        if !destinations.contains(&net) {
-            destinations.push(net);
-        }
+    if want.is_refused(family) {
+        return Vec::new();
     }
+    let mut destinations = want.destinations(family);
     for net in addresses.iter().filter(|net| Family::of(net) == family).map(network) {
         if !destinations.iter().any(|other| other.prefix <= net.prefix && other.contains(net.addr)) {
             destinations.push(net);
@@ -171,7 +220,8 @@ fn routes(want: &Want, addresses: &[Cidr], family: Family) -> Vec<Route> {
         .collect()
 }
 
-fn rules(have: &Have, want: &Want, family: Family) -> Vec<Rule> {
+/// The rules that keep packets outside.
+fn outside(have: &Have, want: &Want, family: Family) -> Vec<Rule> {
     let mut rules = Vec::new();
     let mut add = |preference, selector, action| {
         let rule = Rule { family, preference, selector, action };
@@ -183,28 +233,46 @@ fn rules(have: &Have, want: &Want, family: Family) -> Vec<Rule> {
     add(MARKED, Selector::Mark(want.mark), main);
     add(MARKED_WITHOUT_ROUTE, Selector::Mark(want.mark), Action::Unreachable);
     add(FROM_DEVICE, Selector::Iif(want.device.clone()), main);
-    for net in have.own_addresses.iter().map(|&addr| Cidr::host(addr)) {
-        if Family::of(&net) == family {
-            add(FROM_OWN_ADDRESS, Selector::From(net), main);
-        }
-    }
-    for net in want.proxies.iter().filter(|addr| !addr.is_loopback()).map(|&addr| Cidr::host(addr)) {
-        // A proxy in a container of this machine: what it sends is forwarded, and must not come back either.
-        if Family::of(&net) == family {
-            add(FROM_OWN_ADDRESS, Selector::From(net), main);
-        }
-    }
     // A proxy on loopback is reached through the local table, which comes before all others.
-    let proxies = want.proxies.iter().filter(|addr| !addr.is_loopback()).map(|&addr| Cidr::host(addr));
-    for net in proxies.chain(noise(family)).chain(want.bypass.iter().map(network)) {
-        if Family::of(&net) == family {
-            add(TO_OUTSIDE, Selector::To(net), main);
-        }
+    let ours = |net: &Cidr| Family::of(net) == family;
+    let proxies = || want.proxies.iter().filter(|addr| !addr.is_loopback()).map(|&addr| Cidr::host(addr));
+    for net in proxies().filter(ours) {
+        // A proxy in a container of this machine: what it sends is forwarded, and must not come back either.
+        add(EXEMPT, Selector::From(net), main);
+    }
+    let (hosts, networks): (Vec<Cidr>, Vec<Cidr>) =
+        want.bypass.iter().map(network).filter(ours).partition(|net| *net == Cidr::host(net.addr));
+    for net in proxies().filter(ours).chain(hosts) {
+        add(EXEMPT, Selector::To(net), main);
     }
     if let Some(uid) = want.local_uid {
-        add(OF_LOCAL_PROXY, Selector::Uid(uid), main);
+        add(EXEMPT, Selector::Uid(uid), main);
     }
-    add(CAPTURE, Selector::All, Action::Lookup(TABLE));
+    for net in have.own_addresses.iter().map(|&addr| Cidr::host(addr)).filter(ours) {
+        add(FROM_OWN_ADDRESS, Selector::From(net), main);
+    }
+    for net in noise(family).into_iter().chain(networks) {
+        // A network of all addresses is no condition, and the kernel gives it back as none.
+        add(TO_OUTSIDE, if net.prefix == 0 { Selector::All } else { Selector::To(net) }, main);
+    }
+    rules
+}
+
+/// The rules that lead into the device.
+fn capture(want: &Want, family: Family) -> Vec<Rule> {
+    let table = Action::Lookup(TABLE);
+    let rule = |preference, selector, action| Rule { family, preference, selector, action };
+    let mut rules = vec![
+        rule(NAMES, Selector::Port(Transport::Udp, DNS), table),
+        rule(NAMES, Selector::Port(Transport::Tcp, DNS), table),
+        rule(CAPTURE, Selector::All, table),
+    ];
+    if want.kill_switch {
+        for net in refusals(want, family).iter().map(|route| route.destination) {
+            let selector = if net.prefix == 0 { Selector::All } else { Selector::To(net) };
+            rules.push(rule(CAPTURED_WITHOUT_ROUTE, selector, Action::Unreachable));
+        }
+    }
     rules
 }
 
@@ -259,6 +327,7 @@ mod tests {
             mark: 0x7a74,
             proxies: vec!["203.0.113.9".parse().unwrap(), "127.0.0.1".parse().unwrap()],
             local_uid: Some(115),
+            kill_switch: false,
         }
     }
 
@@ -273,27 +342,31 @@ mtu set 1500 was 1400 dev ztun0
 address add 198.18.0.1/16 dev ztun0 noprefixroute
 address add fd7a:7a74:756e::1/64 dev ztun0 noprefixroute
 link up dev ztun0
-route add 0.0.0.0/0 dev ztun0 table 31348
-route add ::/0 dev ztun0 table 31348
 rule add v4 pref 5200 fwmark 0x7a74 lookup main
 rule add v4 pref 5201 fwmark 0x7a74 unreachable
 rule add v4 pref 5202 iif ztun0 lookup main
-rule add v4 pref 5203 from 192.168.1.5/32 lookup main
 rule add v4 pref 5203 from 203.0.113.9/32 lookup main
-rule add v4 pref 5204 to 203.0.113.9/32 lookup main
-rule add v4 pref 5204 to 169.254.0.0/16 lookup main
-rule add v4 pref 5204 to 224.0.0.0/4 lookup main
-rule add v4 pref 5204 to 255.255.255.255/32 lookup main
-rule add v4 pref 5204 to 192.168.1.0/24 lookup main
-rule add v4 pref 5205 uid 115 lookup main
-rule add v4 pref 5210 all lookup 31348
+rule add v4 pref 5203 to 203.0.113.9/32 lookup main
+rule add v4 pref 5203 uid 115 lookup main
+rule add v4 pref 5205 from 192.168.1.5/32 lookup main
+rule add v4 pref 5206 to 169.254.0.0/16 lookup main
+rule add v4 pref 5206 to 224.0.0.0/4 lookup main
+rule add v4 pref 5206 to 255.255.255.255/32 lookup main
+rule add v4 pref 5206 to 192.168.1.0/24 lookup main
 rule add v6 pref 5200 fwmark 0x7a74 lookup main
 rule add v6 pref 5201 fwmark 0x7a74 unreachable
 rule add v6 pref 5202 iif ztun0 lookup main
-rule add v6 pref 5203 from 2001:db8::5/128 lookup main
-rule add v6 pref 5204 to fe80::/10 lookup main
-rule add v6 pref 5204 to ff00::/8 lookup main
-rule add v6 pref 5205 uid 115 lookup main
+rule add v6 pref 5203 uid 115 lookup main
+rule add v6 pref 5205 from 2001:db8::5/128 lookup main
+rule add v6 pref 5206 to fe80::/10 lookup main
+rule add v6 pref 5206 to ff00::/8 lookup main
+route add 0.0.0.0/0 dev ztun0 table 31348
+route add ::/0 dev ztun0 table 31348
+rule add v4 pref 5204 ipproto udp dport 53 lookup 31348
+rule add v4 pref 5204 ipproto tcp dport 53 lookup 31348
+rule add v4 pref 5210 all lookup 31348
+rule add v6 pref 5204 ipproto udp dport 53 lookup 31348
+rule add v6 pref 5204 ipproto tcp dport 53 lookup 31348
 rule add v6 pref 5210 all lookup 31348
 ";
         assert_eq!(text(&plan(&have(), &want())), golden);
@@ -360,9 +433,70 @@ link up dev ztun0
                 .filter_map(|change| if let Change::RuleAdd(rule) = change { Some(rule) } else { None })
                 .filter(|rule| rule.family == family)
                 .collect();
-            assert!(rules.is_sorted_by_key(|rule| rule.preference));
-            assert_eq!(rules.last().unwrap().action, Action::Lookup(TABLE));
+            let captures = |rule: &Rule| rule.action == Action::Lookup(TABLE);
+            assert!(rules.is_sorted_by_key(|rule| captures(rule)));
+            let (inside, outside): (Vec<&Rule>, Vec<&Rule>) = rules.iter().partition(|rule| captures(rule));
+            assert!(inside.is_sorted_by_key(|rule| rule.preference));
+            assert!(outside.is_sorted_by_key(|rule| rule.preference));
+            assert_eq!(inside.last().unwrap().selector, Selector::All);
             assert!(rules.iter().all(|rule| (FIRST_PREFERENCE..=LAST_PREFERENCE).contains(&rule.preference)));
         }
+    }
+
+    fn lines(want: &Want, start: &str) -> Vec<String> {
+        let text = text(&plan(&have(), want));
+        text.lines().filter(|line| line.starts_with(start)).map(str::to_owned).collect()
+    }
+
+    /// L-14; F19
+    #[test]
+    fn the_kill_switch_refuses_what_is_captured_and_nothing_else() {
+        let whole = Want { kill_switch: true, ..want() };
+        assert_eq!(
+            lines(&whole, "route add unreachable"),
+            [
+                "route add unreachable 0.0.0.0/0 table 31348 metric 4294967295",
+                "route add unreachable ::/0 table 31348 metric 4294967295"
+            ]
+        );
+        assert_eq!(lines(&whole, "rule add v4 pref 5211"), ["rule add v4 pref 5211 all unreachable"]);
+        let part = Want { routes: vec!["10.0.0.0/8".parse().unwrap()], ..whole };
+        assert_eq!(
+            lines(&part, "route add unreachable"),
+            ["route add unreachable 10.0.0.0/8 table 31348 metric 4294967295"]
+        );
+        assert_eq!(
+            lines(&part, "rule add v4 pref 5211"),
+            ["rule add v4 pref 5211 to 10.0.0.0/8 unreachable"]
+        );
+        assert!(lines(&want(), "route add unreachable").is_empty());
+    }
+
+    /// RFC 7359; F23
+    #[test]
+    fn ipv6_beside_a_tunnel_for_all_of_ipv4_is_refused() {
+        for v4 in [&["0.0.0.0/0"][..], &["0.0.0.0/1", "128.0.0.0/1"]] {
+            let want = Want { routes: v4.iter().map(|net| net.parse().unwrap()).collect(), ..want() };
+            assert_eq!(
+                lines(&want, "route add unreachable"),
+                ["route add unreachable ::/0 table 31348 metric 4294967295"]
+            );
+            assert!(lines(&want, "rule add v6").contains(&"rule add v6 pref 5210 all lookup 31348".into()));
+            assert!(lines(&want, "route add fd7a").is_empty());
+            let without = plan(&Have { ipv6: Ipv6::Absent, ..have() }, &want);
+            assert!(!text(&without).contains("::"));
+        }
+        let half = Want { routes: vec!["0.0.0.0/1".parse().unwrap()], ..want() };
+        assert!(lines(&half, "rule add v6").is_empty());
+    }
+
+    #[test]
+    fn names_go_into_the_tunnel_before_networks_but_not_before_hosts_stay_outside() {
+        let bypass =
+            ["192.168.1.0/24", "192.168.1.1/32", "0.0.0.0/0"].map(|net| net.parse().unwrap()).to_vec();
+        let rules = lines(&Want { bypass, ..want() }, "rule add v4");
+        assert!(rules.contains(&"rule add v4 pref 5203 to 192.168.1.1/32 lookup main".into()), "{rules:?}");
+        assert!(rules.contains(&"rule add v4 pref 5206 to 192.168.1.0/24 lookup main".into()), "{rules:?}");
+        assert!(rules.contains(&"rule add v4 pref 5206 all lookup main".into()), "{rules:?}");
     }
 }
