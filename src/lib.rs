@@ -28,6 +28,10 @@ pub mod driver;
 #[cfg(feature = "os")]
 pub mod host;
 #[cfg(feature = "os")]
+pub mod monitor;
+#[cfg(all(feature = "os", target_os = "linux"))]
+mod netlink;
+#[cfg(feature = "os")]
 pub mod proxy;
 #[cfg(feature = "os")]
 pub mod session;

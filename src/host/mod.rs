@@ -22,8 +22,6 @@ mod journal;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
-mod netlink;
-#[cfg(target_os = "linux")]
 pub mod netns;
 #[cfg(target_os = "linux")]
 pub mod owner;
@@ -45,6 +43,8 @@ mod unsupported;
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{Applied, LocalProxy, Report, dry_run, interface_index, restore, up};
 
+#[cfg(target_os = "linux")]
+use crate::netlink;
 use core::fmt;
 use std::io;
 

@@ -1,18 +1,21 @@
-//! Requests to the kernel over netlink: one question, its acknowledgement or its whole answer, in bounded time.
+//! Talks to the kernel over netlink: one question, its acknowledgement or its whole answer, in bounded time; and what the kernel tells unasked.
 //!
 //! A request carries a sequence number, and what answers another one (late, after a time-out) is passed over. A dump that the kernel marks as
 //! interrupted by a change is asked for again, a few times. A message that the codec cannot read is passed over too: a newer kernel may say
 //! more than it knows.
+//!
+//! [`Notices`] are what the kernel tells unasked. There nothing is passed over: a notice that cannot be read is still one, and so is the news
+//! that some were lost.
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes are the kernel's, and it adds to them")]
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable, NetlinkMessage,
-    NetlinkPayload, NetlinkSerializable,
+    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkDeserializable,
+    NetlinkMessage, NetlinkPayload, NetlinkSerializable,
 };
 use netlink_sys::{Socket, SocketAddr};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 /// Time for one receive. The kernel answers within the call that sends; only a lost answer takes this long.
 const RECEIVE_SECONDS: libc::time_t = 2;
@@ -27,7 +30,7 @@ const DUMP_ROUNDS: usize = 10;
 const HEADER: usize = 16;
 
 /// A netlink socket and its buffers.
-pub(super) struct Netlink {
+pub(crate) struct Netlink {
     socket: Socket,
     sequence: u32,
     request: Vec<u8>,
@@ -50,12 +53,12 @@ struct Answer<M> {
 
 impl Netlink {
     /// A socket for routes, rules, links and addresses, in the calling thread's network namespace.
-    pub(super) fn route() -> io::Result<Netlink> {
+    pub(crate) fn route() -> io::Result<Netlink> {
         Netlink::open(netlink_sys::protocols::NETLINK_ROUTE)
     }
 
     /// A socket that tells about sockets.
-    pub(super) fn sock_diag() -> io::Result<Netlink> {
+    pub(crate) fn sock_diag() -> io::Result<Netlink> {
         Netlink::open(netlink_sys::protocols::NETLINK_SOCK_DIAG)
     }
 
@@ -78,7 +81,7 @@ impl Netlink {
     }
 
     /// Makes a request (`flags` besides REQUEST and ACK) and waits for the kernel's word.
-    pub(super) fn acknowledged<M>(&mut self, message: M, flags: u16) -> io::Result<()>
+    pub(crate) fn acknowledged<M>(&mut self, message: M, flags: u16) -> io::Result<()>
     where
         M: NetlinkSerializable + NetlinkDeserializable,
     {
@@ -87,7 +90,7 @@ impl Netlink {
     }
 
     /// Asks for one thing; `None` when the kernel answers with nothing.
-    pub(super) fn one<M>(&mut self, message: M) -> io::Result<Option<M>>
+    pub(crate) fn one<M>(&mut self, message: M) -> io::Result<Option<M>>
     where
         M: NetlinkSerializable + NetlinkDeserializable,
     {
@@ -96,7 +99,7 @@ impl Netlink {
     }
 
     /// Asks for all things of a kind.
-    pub(super) fn dump<M>(&mut self, message: M) -> io::Result<Vec<M>>
+    pub(crate) fn dump<M>(&mut self, message: M) -> io::Result<Vec<M>>
     where
         M: NetlinkSerializable + NetlinkDeserializable + Clone,
     {
@@ -158,69 +161,142 @@ impl Netlink {
     }
 
     fn receive(&mut self) -> io::Result<usize> {
-        loop {
-            let (buffer, len) = (self.answer.as_mut_ptr(), self.answer.len());
-            // SAFETY: the descriptor is open and the buffer is `len` octets that nothing else uses meanwhile.
-            let got = unsafe { libc::recv(self.socket.as_raw_fd(), buffer.cast(), len, 0) };
-            if let Ok(got) = usize::try_from(got) {
-                return Ok(got);
+        receive(&self.socket, &mut self.answer, 0).map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => {
+                io::Error::new(io::ErrorKind::TimedOut, "the kernel does not answer over netlink")
             }
-            let error = io::Error::last_os_error();
-            match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                io::ErrorKind::WouldBlock => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        "the kernel does not answer over netlink",
-                    ));
-                }
-                _ => return Err(error),
-            }
-        }
+            _ => error,
+        })
     }
 }
 
 /// The messages in one datagram that answer the request `sequence`.
 fn answers<M: NetlinkDeserializable>(
-    mut octets: &[u8],
+    octets: &[u8],
     sequence: u32,
 ) -> impl Iterator<Item = io::Result<Answer<M>>> {
-    core::iter::from_fn(move || {
-        loop {
-            let (header, _) = octets.split_at_checked(HEADER)?;
-            let len = usize::try_from(u32::from_ne_bytes(header[..4].try_into().ok()?)).ok()?;
-            if len < HEADER {
+    messages::<M>(octets).filter_map(move |message| {
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => {
+                log::debug!("netlink message passed over: {error}");
                 return None;
             }
-            let (message, _) = octets.split_at_checked(len)?;
-            octets = octets.get(len.checked_next_multiple_of(4)?..).unwrap_or_default();
-            let message = match NetlinkMessage::<M>::deserialize(message) {
-                Ok(message) => message,
-                Err(error) => {
-                    log::debug!("netlink message passed over: {error}");
-                    continue;
-                }
-            };
-            if message.header.sequence_number != sequence {
-                continue;
+        };
+        if message.header.sequence_number != sequence {
+            return None;
+        }
+        let interrupted = message.header.flags & NLM_F_DUMP_INTR != 0;
+        match message.payload {
+            NetlinkPayload::InnerMessage(inner) => Some(Ok(Answer { message: Some(inner), interrupted })),
+            NetlinkPayload::Error(error) if error.code.is_some() => Some(Err(error.to_io())),
+            NetlinkPayload::Done(done) if done.code < 0 => {
+                Some(Err(io::Error::from_raw_os_error(done.code.saturating_neg())))
             }
-            let interrupted = message.header.flags & NLM_F_DUMP_INTR != 0;
-            return Some(match message.payload {
-                NetlinkPayload::InnerMessage(inner) => Ok(Answer { message: Some(inner), interrupted }),
-                NetlinkPayload::Error(error) if error.code.is_some() => Err(error.to_io()),
-                NetlinkPayload::Done(done) if done.code < 0 => {
-                    Err(io::Error::from_raw_os_error(done.code.saturating_neg()))
-                }
-                NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => {
-                    Ok(Answer { message: None, interrupted })
-                }
-                NetlinkPayload::Overrun(_) => {
-                    Err(io::Error::new(io::ErrorKind::OutOfMemory, "netlink overrun"))
-                }
-                _ => continue,
-            });
+            NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => {
+                Some(Ok(Answer { message: None, interrupted }))
+            }
+            NetlinkPayload::Overrun(_) => {
+                Some(Err(io::Error::new(io::ErrorKind::OutOfMemory, "netlink overrun")))
+            }
+            _ => None,
         }
     })
+}
+
+/// The messages in one datagram; an error for one that the codec cannot read.
+fn messages<M: NetlinkDeserializable>(
+    mut octets: &[u8],
+) -> impl Iterator<Item = Result<NetlinkMessage<M>, DecodeError>> {
+    core::iter::from_fn(move || {
+        let (header, _) = octets.split_at_checked(HEADER)?;
+        let len = usize::try_from(u32::from_ne_bytes(header[..4].try_into().ok()?)).ok()?;
+        if len < HEADER {
+            return None;
+        }
+        let (message, _) = octets.split_at_checked(len)?;
+        octets = octets.get(len.checked_next_multiple_of(4)?..).unwrap_or_default();
+        Some(NetlinkMessage::<M>::deserialize(message))
+    })
+}
+
+/// One piece of news.
+#[derive(Debug)]
+pub(crate) enum Notice<M> {
+    /// What it says.
+    Message(M),
+    /// It cannot be read, or some were lost because they came faster than they were taken (ENOBUFS): anything may have changed.
+    Unknown,
+}
+
+/// What the kernel tells unasked: a socket that belongs to multicast groups of routing netlink. Never blocks.
+pub(crate) struct Notices {
+    socket: Socket,
+    buffer: Box<[u8]>,
+}
+
+impl core::fmt::Debug for Notices {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Notices").field("socket", &self.socket.as_raw_fd()).finish_non_exhaustive()
+    }
+}
+
+impl AsRawFd for Notices {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+impl Notices {
+    /// Joins `groups` (RTNLGRP_*) in the calling thread's network namespace.
+    pub(crate) fn join(groups: &[u32]) -> io::Result<Notices> {
+        let mut socket = Socket::new(netlink_sys::protocols::NETLINK_ROUTE)?;
+        socket.bind_auto()?;
+        for &group in groups {
+            socket.add_membership(group)?;
+        }
+        Ok(Notices { socket, buffer: vec![0; BUFFER].into() })
+    }
+
+    /// Hands over everything that has come.
+    pub(crate) fn drain<M: NetlinkDeserializable>(
+        &mut self,
+        mut take: impl FnMut(Notice<M>),
+    ) -> io::Result<()> {
+        loop {
+            let len = match receive(&self.socket, &mut self.buffer, libc::MSG_DONTWAIT) {
+                Ok(len) => len,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                    take(Notice::Unknown);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            for message in messages::<M>(self.buffer.get(..len).unwrap_or_default()) {
+                match message.map(|message| message.payload) {
+                    Ok(NetlinkPayload::InnerMessage(inner)) => take(Notice::Message(inner)),
+                    Ok(NetlinkPayload::Noop | NetlinkPayload::Done(_)) => {}
+                    Ok(_) | Err(_) => take(Notice::Unknown),
+                }
+            }
+        }
+    }
+}
+
+/// One datagram of the kernel's.
+fn receive(socket: &Socket, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
+    loop {
+        // SAFETY: the descriptor is open and the buffer is as many octets as are said, which nothing else uses meanwhile.
+        let got = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) };
+        if let Ok(got) = usize::try_from(got) {
+            return Ok(got);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -258,6 +334,7 @@ mod tests {
             for answer in answers::<RouteNetlinkMessage>(&octets, 0) {
                 drop(answer.map(|_| ()));
             }
+            assert!(messages::<RouteNetlinkMessage>(&octets).count() <= octets.len() / HEADER);
         }
     }
 }
