@@ -156,6 +156,58 @@ pub enum UdpMode {
     Reject,
 }
 
+/// How names are resolved (`--dns`): what becomes of TCP and UDP port 53.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum DnsMode {
+    /// By datagrams while the proxy carries datagrams, else over TCP.
+    #[default]
+    Auto,
+    /// By datagrams, like any others.
+    Udp,
+    /// Over TCP through the proxy (RFC 7766), also what apps ask by datagrams.
+    Tcp,
+    /// Out of the egress interface, to whom the app asks.
+    Direct,
+    /// Port 53 is a port like others.
+    Off,
+}
+
+/// Who is asked instead of a resolver that the proxy cannot reach, when `--dns-server` names nobody.
+pub const DNS_UPSTREAM: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1)), 53);
+
+/// The tunnel's own resolver addresses: the one behind each address of the device, or before it where there is none behind.
+///
+/// The machine is told to ask there; the engine sends those queries to the upstream.
+pub fn resolver_addresses(device: &[Cidr]) -> Vec<IpAddr> {
+    device.iter().filter_map(|address| neighbour(*address)).collect()
+}
+
+/// Another host's address in the network of `own`.
+fn neighbour(own: Cidr) -> Option<IpAddr> {
+    let usable = |addr: IpAddr| {
+        // First and last address of an IPv4 network are no host's, but where there are only two (RFC 3021).
+        let last = match addr {
+            IpAddr::V4(v4) if own.prefix < 31 => {
+                let host = u32::MAX.checked_shr(own.prefix.into()).unwrap_or(0);
+                v4.to_bits() & host == host || v4.to_bits() & host == 0
+            }
+            IpAddr::V4(_) | IpAddr::V6(_) => false,
+        };
+        own.contains(addr) && !last
+    };
+    let step = |up: bool| match own.addr {
+        IpAddr::V4(v4) => {
+            let bits = if up { v4.to_bits().checked_add(1) } else { v4.to_bits().checked_sub(1) };
+            bits.map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits)))
+        }
+        IpAddr::V6(v6) => {
+            let bits = if up { v6.to_bits().checked_add(1) } else { v6.to_bits().checked_sub(1) };
+            bits.map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits)))
+        }
+    };
+    [true, false].into_iter().filter_map(step).find(|addr| usable(*addr))
+}
+
 /// Limits and policy of the sans-IO engine.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
@@ -169,8 +221,13 @@ pub struct EngineConfig {
     pub accept: Accept,
     /// How datagrams leave.
     pub udp: UdpMode,
-    /// Where port-53 datagrams go instead of where the app sent them (`--dns-server`).
+    /// How names are resolved.
+    pub dns: DnsMode,
+    /// Whom queries go to instead of whom the app asks (`--dns-server`).
     pub dns_server: Option<SocketAddr>,
+    /// The tunnel's own resolver addresses, see [`resolver_addresses`]: queries to them go to `dns_server`, else to
+    /// [`DNS_UPSTREAM`], and nothing else is there.
+    pub dns_local: Vec<IpAddr>,
     /// UDP mappings at once (`--max-udp`).
     pub max_udp: usize,
     /// Idle time of a UDP mapping (`--udp-idle`).
@@ -191,7 +248,9 @@ impl Default for EngineConfig {
             rules: Vec::new(),
             accept: Accept::Late,
             udp: UdpMode::Auto,
+            dns: DnsMode::Auto,
             dns_server: None,
+            dns_local: Vec::new(),
             max_udp: 16_384,
             udp_idle: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(10),
@@ -331,6 +390,27 @@ mod tests {
             let error = text.parse::<Cidr>().expect_err(text).to_string();
             assert!(error.contains(word), "{text:?} gave {error:?}");
         }
+    }
+
+    #[test]
+    fn the_tunnels_resolver_is_the_next_host_of_the_devices_network() {
+        let of =
+            |text: &str| resolver_addresses(&[text.parse().expect(text)]).first().map(ToString::to_string);
+        for (device, resolver) in [
+            ("198.18.0.1/16", Some("198.18.0.2")),
+            ("fd7a:7a74:756e::1/64", Some("fd7a:7a74:756e::2")),
+            ("10.0.0.254/24", Some("10.0.0.253")),
+            ("10.0.0.0/31", Some("10.0.0.1")),
+            ("10.0.0.1/31", Some("10.0.0.0")),
+            ("10.0.0.2/30", Some("10.0.0.1")),
+            ("255.255.255.255/0", Some("255.255.255.254")),
+            ("10.0.0.1/32", None),
+            ("fd00::1/128", None),
+            ("fd00::ffff:ffff:ffff:ffff/64", Some("fd00::ffff:ffff:ffff:fffe")),
+        ] {
+            assert_eq!(of(device).as_deref(), resolver, "{device}");
+        }
+        assert_eq!(resolver_addresses(&HostPlanConfig::default().addresses).len(), 2);
     }
 
     #[test]

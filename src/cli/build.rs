@@ -2,13 +2,14 @@
 
 use super::Error;
 use super::options::{
-    AcceptChoice, Auto, ExecOptions, IcmpChoice, Ipv6Choice, ProxyServerOptions, RunOptions, Secret,
-    UdpChoice, WayOptions,
+    AcceptChoice, Auto, DnsChoice, ExecOptions, IcmpChoice, Ipv6Choice, ProxyServerOptions, RunOptions,
+    Secret, UdpChoice, WayOptions,
 };
 use super::refusal::shown;
 use super::value::{self, ProxyUrl, User};
 use crate::config::{
-    Accept, Cidr, CidrError, Config, Credentials, EngineConfig, HostPlanConfig, Proxy, UdpMode,
+    Accept, Cidr, CidrError, Config, Credentials, DnsMode, EngineConfig, HostPlanConfig, Proxy, UdpMode,
+    resolver_addresses,
 };
 use crate::outbound::rule::{Route, Rule};
 use crate::stack::{EchoMode, StackConfig, TcpConfig};
@@ -121,12 +122,29 @@ fn engine(way: &WayOptions, names: Names) -> Result<EngineConfig, Error> {
             UdpChoice::Direct => UdpMode::Direct,
             UdpChoice::Reject => UdpMode::Reject,
         },
+        dns: dns(way)?,
         dns_server: way.dns_server,
+        dns_local: resolver_addresses(&device(way).addresses),
         max_udp: size(way.max_udp),
         udp_idle: way.udp_idle,
         connect_timeout: way.connect_timeout,
         pool: way.pool.into(),
         ..EngineConfig::default()
+    })
+}
+
+fn dns(way: &WayOptions) -> Result<DnsMode, Error> {
+    if way.dns == DnsChoice::Off && way.dns_server.is_some() {
+        return Err(Error::usage(
+            "--dns-server names a server that --dns off does not ask",
+            "--dns auto, or no --dns-server",
+        ));
+    }
+    Ok(match way.dns {
+        DnsChoice::Auto => DnsMode::Auto,
+        DnsChoice::Udp => DnsMode::Udp,
+        DnsChoice::Direct => DnsMode::Direct,
+        DnsChoice::Off => DnsMode::Off,
     })
 }
 
@@ -283,6 +301,9 @@ mod tests {
         assert_eq!(config.engine.max_udp, 16_384);
         assert_eq!(config.engine.pool, 4);
         assert_eq!(config.engine.accept, Accept::Late);
+        assert_eq!(config.engine.dns, DnsMode::Auto);
+        let resolvers: Vec<String> = config.engine.dns_local.iter().map(ToString::to_string).collect();
+        assert_eq!(resolvers, ["198.18.0.2", "fd7a:7a74:756e::2"]);
     }
 
     #[test]
@@ -313,6 +334,7 @@ mod tests {
             &["--socks5", "127.0.0.1:1", "--bypass", "10.0.0.0/40"],
             &["--socks5", "127.0.0.1:1", "--bypass", "10.0.0.300"],
             &["--socks5", "u@127.0.0.1:1", "--socks5-password-file", "/nonexistent"],
+            &["--socks5", "127.0.0.1:1", "--dns", "off", "--dns-server", "9.9.9.9"],
         ] {
             let error = built(args).unwrap_err();
             assert_eq!(error.code, 2, "{error}");

@@ -112,11 +112,15 @@ pub enum LogFormat {
 
 /// `--dns`.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DnsMode {
+pub enum DnsChoice {
     /// What fits.
     Auto,
     /// Queries are datagrams like others.
     Udp,
+    /// Straight to the resolver that is asked.
+    Direct,
+    /// Port 53 is a port like others.
+    Off,
 }
 
 /// `--udp`.
@@ -207,10 +211,10 @@ pub struct WayOptions {
     /// First match wins: 'dst=10.0.0.0/8 -> direct', 'proto=udp,port=443 -> reject'; repeatable
     #[arg(long, help_heading = TRAFFIC, value_name = "MATCH -> OUTBOUND")]
     pub rule: Vec<Rule>,
-    /// How names are resolved: by datagrams through the proxy
-    #[arg(long, help_heading = TRAFFIC, value_name = "auto|udp", hide_possible_values = true, default_value = "auto")]
-    pub dns: DnsMode,
-    /// Send DNS queries there instead of where the apps send them
+    /// How names are resolved: through the proxy, or direct; off: port 53 is a port like others
+    #[arg(long, help_heading = TRAFFIC, value_name = "auto|udp|direct|off", hide_possible_values = true, default_value = "auto")]
+    pub dns: DnsChoice,
+    /// Send DNS queries there, not where apps do; without it a private resolver stands for 1.1.1.1
     #[arg(long, help_heading = TRAFFIC, value_name = "IP[:PORT]", value_parser = value::dns_server)]
     pub dns_server: Option<SocketAddr>,
     /// How datagrams leave; auto: through the proxy

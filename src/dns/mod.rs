@@ -1,8 +1,13 @@
-//! Transactions in flight on port 53.
+//! What is special about port 53: which resolvers a proxy cannot reach, and the transactions in flight.
 //!
-//! Datagrams to and from port 53 are relayed bit for bit (RFC 5625 4); this module only watches them:
-//! [`table::DnsTable`] matches answers to queries, notices queries that are never answered, and counts.
+//! Messages are relayed bit for bit (RFC 5625 4). [`table::DnsTable`] watches those that travel as datagrams: it
+//! matches answers to queries, notices queries that are never answered, and counts. [`address`] tells which resolvers mean something on the app's
+//! own network only.
 
+pub mod address;
 pub mod table;
 
-pub use table::{DnsStats, DnsTable};
+pub use table::{Answered, Carrier, CarrierStats, Course, DnsStats, DnsTable};
+
+/// The port of DNS.
+pub const PORT: u16 = 53;

@@ -3,7 +3,8 @@
 //! # Theory of operation
 //!
 //! A transaction is named by its message id and the two endpoints (RFC 5452 9.1): an answer with the right id from another
-//! server, or to another port, matches nothing. Of a message only the header is read (RFC 1035 4.1.1): id and QR.
+//! server, or to another port, matches nothing. The server is the one that is asked, which need not be the one that the app addressed;
+//! the table keeps that one, so that the answer can come from it. Of a message only the header is read (RFC 1035 4.1.1): id and QR.
 //! Nothing in a message is judged or changed, and the relay does not depend on the outcome.
 //!
 //! Transactions live in a [`FlowTable`] of bounded size. Each has a deadline of [`TIMEOUT`] in a [`TimerWheel`]. A query that the
@@ -20,6 +21,28 @@ pub const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Octets of a message header (RFC 1035 4.1.1).
 const HEADER: usize = 12;
+
+/// By what a query travels.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Carrier {
+    /// Datagrams through the proxy.
+    Udp,
+    /// A TCP connection through the proxy.
+    Tcp,
+    /// Datagrams out of the egress interface.
+    Direct,
+}
+
+/// What went one way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CarrierStats {
+    /// Queries, repeated ones included.
+    pub queries: u64,
+    /// Answers that matched a query.
+    pub answers: u64,
+    /// Queries that were not answered in time.
+    pub timeouts: u64,
+}
 
 /// What went through port 53; each counts since the start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -38,6 +61,55 @@ pub struct DnsStats {
     pub evicted: u64,
     /// Messages shorter than a header, queries marked as answers and answers marked as queries.
     pub malformed: u64,
+    /// Queries that went to another server than the app addressed.
+    pub redirected: u64,
+    /// Datagrams through the proxy.
+    pub udp: CarrierStats,
+    /// Over TCP through the proxy.
+    pub tcp: CarrierStats,
+    /// Out of the egress interface.
+    pub direct: CarrierStats,
+}
+
+impl DnsStats {
+    /// What went one way.
+    pub fn carrier(&self, carrier: Carrier) -> &CarrierStats {
+        match carrier {
+            Carrier::Udp => &self.udp,
+            Carrier::Tcp => &self.tcp,
+            Carrier::Direct => &self.direct,
+        }
+    }
+
+    pub(super) fn carrier_mut(&mut self, carrier: Carrier) -> &mut CarrierStats {
+        match carrier {
+            Carrier::Udp => &mut self.udp,
+            Carrier::Tcp => &mut self.tcp,
+            Carrier::Direct => &mut self.direct,
+        }
+    }
+}
+
+/// Where a query goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Course {
+    /// The app.
+    pub local: Endpoint,
+    /// Whom the app addressed.
+    pub asked: Endpoint,
+    /// Who is asked.
+    pub server: Endpoint,
+    /// By what.
+    pub carrier: Carrier,
+}
+
+/// What an answer is one to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Answered {
+    /// Whom the app addressed: the answer is to come from there.
+    pub asked: Endpoint,
+    /// Time since the query was first sent.
+    pub latency: Duration,
 }
 
 /// Names a transaction.
@@ -47,11 +119,18 @@ struct Transaction {
     id: u16,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    /// When it was first asked.
+    since: Instant,
+    asked: Endpoint,
+    carrier: Carrier,
+}
+
 /// Transactions in flight.
 #[derive(Debug)]
 pub struct DnsTable {
-    /// When each was first asked.
-    transactions: FlowTable<Transaction, Instant>,
+    transactions: FlowTable<Transaction, Waiting>,
     deadlines: TimerWheel,
     /// By the last query of each.
     order: LruList,
@@ -69,24 +148,32 @@ impl DnsTable {
         }
     }
 
-    /// Notes a query, the data of a datagram from the app at `local` to the server at `remote`.
-    pub fn handle_query(&mut self, local: Endpoint, remote: Endpoint, payload: &[u8], now: Instant) {
+    /// Notes a query, the data of a datagram.
+    pub fn handle_query(&mut self, course: Course, payload: &[u8], now: Instant) {
         let Some((id, false)) = read_header(payload) else {
             self.stats.malformed += 1;
             return;
         };
+        let Course { local, asked, server, carrier } = course;
         self.stats.queries += 1;
-        let key = Transaction { tuple: FlowKey { local, remote }, id };
+        self.stats.redirected += u64::from(asked != server);
+        self.stats.carrier_mut(carrier).queries += 1;
+        let key = Transaction { tuple: FlowKey { local, remote: server }, id };
         let entry = match self.transactions.find(&key) {
             Some(entry) => {
                 self.stats.repeated += 1;
+                if let Some(waiting) = self.transactions.get_mut(entry) {
+                    *waiting = Waiting { asked, carrier, ..*waiting };
+                }
                 entry
             }
             None => {
                 if self.transactions.is_full() {
                     self.evict();
                 }
-                let Ok(entry) = self.transactions.insert(key, now) else { return };
+                let Ok(entry) = self.transactions.insert(key, Waiting { since: now, asked, carrier }) else {
+                    return;
+                };
                 entry
             }
         };
@@ -95,14 +182,14 @@ impl DnsTable {
     }
 
     /// Notes an answer, the data of a datagram from the server at `remote` to the app at `local`, and gives
-    /// the time since the query that it matches was first sent.
+    /// what it answers.
     pub fn handle_answer(
         &mut self,
         local: Endpoint,
         remote: Endpoint,
         payload: &[u8],
         now: Instant,
-    ) -> Option<Duration> {
+    ) -> Option<Answered> {
         let Some((id, true)) = read_header(payload) else {
             self.stats.malformed += 1;
             return None;
@@ -112,17 +199,19 @@ impl DnsTable {
             self.stats.unmatched += 1;
             return None;
         };
-        let asked = self.forget(entry)?;
+        let Waiting { since, asked, carrier } = self.forget(entry)?;
         self.stats.answers += 1;
-        Some(now.since(asked))
+        self.stats.carrier_mut(carrier).answers += 1;
+        Some(Answered { asked, latency: now.since(since) })
     }
 
     /// Forgets the queries whose time is over.
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some(index) = self.deadlines.pop(now) {
-            if let Some(entry) = self.transactions.id_at(index) {
-                self.forget(entry);
+            let entry = self.transactions.id_at(index);
+            if let Some(Waiting { carrier, .. }) = entry.and_then(|entry| self.forget(entry)) {
                 self.stats.timeouts += 1;
+                self.stats.carrier_mut(carrier).timeouts += 1;
             }
         }
     }
@@ -156,11 +245,11 @@ impl DnsTable {
         }
     }
 
-    /// Takes a transaction out of every structure; gives the time of its first query.
-    fn forget(&mut self, entry: FlowId) -> Option<Instant> {
+    /// Takes a transaction out of every structure.
+    fn forget(&mut self, entry: FlowId) -> Option<Waiting> {
         self.deadlines.cancel(entry.index());
         self.order.remove(entry.index());
-        self.transactions.remove(entry).map(|(_, asked)| asked)
+        self.transactions.remove(entry).map(|(_, waiting)| waiting)
     }
 }
 
@@ -194,6 +283,11 @@ mod tests {
         octets
     }
 
+    fn course(port: u16) -> Course {
+        let server = endpoint(SERVER);
+        Course { local: app(port), asked: server, server, carrier: Carrier::Udp }
+    }
+
     fn table(capacity: usize) -> DnsTable {
         DnsTable::new(capacity, Rng::new([5; SEED_LEN]).keyed_hash())
     }
@@ -207,17 +301,21 @@ mod tests {
     fn an_answer_matches_only_its_own_query() {
         let mut dns = table(8);
         let server = endpoint(SERVER);
-        dns.handle_query(app(1000), server, &message(7, false), at(0));
+        dns.handle_query(course(1000), &message(7, false), at(0));
         assert_eq!(dns.handle_answer(app(1000), server, &message(8, true), at(1)), None);
         assert_eq!(dns.handle_answer(app(1001), server, &message(7, true), at(1)), None);
         assert_eq!(dns.handle_answer(app(1000), endpoint("9.9.9.10:53"), &message(7, true), at(1)), None);
         assert_eq!(dns.handle_answer(app(1000), endpoint("9.9.9.9:54"), &message(7, true), at(1)), None);
         assert_eq!(
             dns.handle_answer(app(1000), server, &message(7, true), at(30)),
-            Some(Duration::from_millis(30))
+            Some(Answered { asked: server, latency: Duration::from_millis(30) })
         );
         assert_eq!(dns.handle_answer(app(1000), server, &message(7, true), at(31)), None);
-        assert_eq!(*dns.stats(), DnsStats { queries: 1, answers: 1, unmatched: 5, ..DnsStats::default() });
+        let udp = CarrierStats { queries: 1, answers: 1, timeouts: 0 };
+        assert_eq!(
+            *dns.stats(),
+            DnsStats { queries: 1, answers: 1, unmatched: 5, udp, ..DnsStats::default() }
+        );
         assert!(dns.is_empty());
         assert_eq!(dns.poll_timeout(), None);
     }
@@ -226,7 +324,7 @@ mod tests {
     #[test]
     fn a_query_without_an_answer_times_out() {
         let mut dns = table(8);
-        dns.handle_query(app(1000), endpoint(SERVER), &message(7, false), at(100));
+        dns.handle_query(course(1000), &message(7, false), at(100));
         let mut wakeups = 0;
         while let Some(next) = dns.poll_timeout() {
             assert!(next <= at(5_100));
@@ -242,24 +340,28 @@ mod tests {
     #[test]
     fn a_repeated_query_is_one_transaction_with_a_new_deadline() {
         let mut dns = table(8);
-        dns.handle_query(app(1000), endpoint(SERVER), &message(7, false), at(0));
-        dns.handle_query(app(1000), endpoint(SERVER), &message(7, false), at(4_000));
+        dns.handle_query(course(1000), &message(7, false), at(0));
+        dns.handle_query(course(1000), &message(7, false), at(4_000));
         assert_eq!(dns.len(), 1);
         dns.handle_timeout(at(8_999));
         assert_eq!(dns.len(), 1);
         let latency = dns.handle_answer(app(1000), endpoint(SERVER), &message(7, true), at(8_999));
-        assert_eq!(latency, Some(Duration::from_millis(8_999)));
-        assert_eq!(*dns.stats(), DnsStats { queries: 2, repeated: 1, answers: 1, ..DnsStats::default() });
+        assert_eq!(latency.map(|answered| answered.latency), Some(Duration::from_millis(8_999)));
+        let udp = CarrierStats { queries: 2, answers: 1, timeouts: 0 };
+        assert_eq!(
+            *dns.stats(),
+            DnsStats { queries: 2, repeated: 1, answers: 1, udp, ..DnsStats::default() }
+        );
     }
 
     /// Z7: the table is bounded; the query sent longest ago makes room and is counted.
     #[test]
     fn a_full_table_evicts_the_oldest() {
         let mut dns = table(2);
-        dns.handle_query(app(1), endpoint(SERVER), &message(1, false), at(0));
-        dns.handle_query(app(2), endpoint(SERVER), &message(2, false), at(1));
-        dns.handle_query(app(1), endpoint(SERVER), &message(1, false), at(2));
-        dns.handle_query(app(3), endpoint(SERVER), &message(3, false), at(3));
+        dns.handle_query(course(1), &message(1, false), at(0));
+        dns.handle_query(course(2), &message(2, false), at(1));
+        dns.handle_query(course(1), &message(1, false), at(2));
+        dns.handle_query(course(3), &message(3, false), at(3));
         assert_eq!(dns.len(), 2);
         assert_eq!(dns.handle_answer(app(2), endpoint(SERVER), &message(2, true), at(4)), None);
         assert!(dns.handle_answer(app(1), endpoint(SERVER), &message(1, true), at(4)).is_some());
@@ -274,13 +376,33 @@ mod tests {
     fn what_is_no_message_is_counted_and_not_tracked() {
         let mut dns = table(8);
         for len in 0..HEADER {
-            dns.handle_query(app(1), endpoint(SERVER), &message(1, false)[..len], at(0));
+            dns.handle_query(course(1), &message(1, false)[..len], at(0));
             assert_eq!(dns.handle_answer(app(1), endpoint(SERVER), &message(1, true)[..len], at(0)), None);
         }
-        dns.handle_query(app(1), endpoint(SERVER), &message(1, true), at(0));
+        dns.handle_query(course(1), &message(1, true), at(0));
         assert_eq!(dns.handle_answer(app(1), endpoint(SERVER), &message(1, false), at(0)), None);
         assert_eq!(*dns.stats(), DnsStats { malformed: 26, ..DnsStats::default() });
         assert!(dns.is_empty());
+    }
+
+    /// Z7: who was asked instead of the resolver that the app addressed answers in its name; each way is counted apart.
+    #[test]
+    fn an_answer_of_another_server_comes_from_the_one_that_was_addressed() {
+        let mut dns = table(8);
+        let (server, router) = (endpoint(SERVER), endpoint("192.168.1.1:53"));
+        let course = Course { asked: router, carrier: Carrier::Direct, ..course(1) };
+        dns.handle_query(course, &message(7, false), at(0));
+        dns.handle_query(course, &message(8, false), at(0));
+        assert_eq!(dns.handle_answer(app(1), router, &message(7, true), at(1)), None, "it was not asked");
+        let answered = dns.handle_answer(app(1), server, &message(7, true), at(2));
+        assert_eq!(answered, Some(Answered { asked: router, latency: Duration::from_millis(2) }));
+        dns.handle_timeout(at(6_000));
+        assert_eq!(dns.stats().redirected, 2);
+        assert_eq!(
+            *dns.stats().carrier(Carrier::Direct),
+            CarrierStats { queries: 2, answers: 1, timeouts: 1 }
+        );
+        assert_eq!(*dns.stats().carrier(Carrier::Udp), CarrierStats::default());
     }
 
     proptest! {
@@ -295,12 +417,13 @@ mod tests {
             for (step, id, port, wait) in steps {
                 match step {
                     0 => {
-                        dns.handle_query(app(port), endpoint(SERVER), &message(id, false), at(now));
+                        dns.handle_query(course(port), &message(id, false), at(now));
                         let first = model.get(&(id, port)).map_or(now, |(first, _)| *first);
                         model.insert((id, port), (first, now + 5_000));
                     }
                     1 => {
-                        let latency = dns.handle_answer(app(port), endpoint(SERVER), &message(id, true), at(now));
+                        let answered = dns.handle_answer(app(port), endpoint(SERVER), &message(id, true), at(now));
+                        let latency = answered.map(|answered| answered.latency);
                         // What was evicted is not in the table though it is in the model.
                         let expected = model.remove(&(id, port)).map(|(first, _)| Duration::from_millis(now - first));
                         prop_assert!(latency.is_none() || latency <= expected);

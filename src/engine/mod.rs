@@ -21,8 +21,9 @@
 //! # Files
 //!
 //! `inspect` is what reports are made of, `reconfigure` what may change while it runs; `tcp` opens and ends TCP flows, `relay` moves their octets, `udp` keeps associations, `pool` dials proxies and keeps warm
-//! connections, `guard` stops loops, `socket` names sockets.
+//! connections, `guard` stops loops, `dns` finds a server for names, `socket` names sockets.
 
+mod dns;
 mod guard;
 mod inspect;
 mod pool;

@@ -18,7 +18,7 @@ use super::{Asker, Command, Egress, Engine, SocketError, SocketId};
 use crate::config::Accept;
 use crate::flow::FlowId;
 use crate::outbound::Denial;
-use crate::outbound::rule::{self, Proto, Route};
+use crate::outbound::rule::{Proto, Route};
 use crate::outbound::socks5::{Failure, Progress, denial};
 use crate::stack::{Closed, Refusal};
 use crate::time::Instant;
@@ -170,14 +170,15 @@ impl Engine {
         let Some(&Link { remote, phase: Phase::Identifying, .. }) = self.link(flow) else { return };
         if local_proxy {
             self.stats.kept_outside += 1;
-            self.admit(flow, remote, Via::Direct, now);
+            self.admit(flow, self.outside_target(remote), Via::Direct, now);
         } else {
             self.route_flow(flow, remote, now);
         }
     }
 
     fn route_flow(&mut self, flow: FlowId, remote: Endpoint, now: Instant) {
-        match rule::decide(&self.config.rules, Proto::Tcp, remote) {
+        let (route, remote) = self.flow_route(remote);
+        match route {
             Route::Proxy => match self.pool.choose(0, now) {
                 Some(proxy) => self.admit(flow, remote, Via::Proxy(proxy), now),
                 None => self.refuse_flow(flow, Refusal::Reset, now),

@@ -8,12 +8,13 @@
 //! association can be had the app is told by ICMP (RFC 5508 REQ-8). An association ends after the idle time, when its control
 //! connection ends (RFC 1928 7), or, the least recently used first, when the table is full.
 
+use super::dns::Leave;
 use super::inspect::{FlowInfo, FlowPhase, Outbound};
 use super::socket::{Purpose, Socket, Stage};
 use super::{Asker, Command, DatagramHeader, Egress, Engine, Output, SocketError, SocketId};
-use crate::config::UdpMode;
+use crate::dns::Course;
 use crate::flow::FlowId;
-use crate::outbound::rule::{self, Proto, Route};
+use crate::outbound::rule::Proto;
 use crate::outbound::socks5::{Failure, associate};
 use crate::stack::Datagram;
 use crate::time::{Duration, Instant};
@@ -29,8 +30,6 @@ const QUEUE_LEN: usize = 16;
 const QUEUE_OCTETS: usize = 4 << 20;
 /// Idle time of an association that only asked names and has its answers (RFC 4787 REQ-5 lets port 53 be shorter).
 const DNS_IDLE: Duration = Duration::from_secs(5);
-/// The port of DNS.
-const DNS_PORT: u16 = 53;
 
 /// Which way an association leads.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -44,11 +43,26 @@ pub(super) enum Way {
 pub(super) struct NatKey {
     local: Endpoint,
     way: Way,
+    /// Family of the socket: of the targets where it is not connected to a relay, and names may be asked of a server of the other one.
+    v6: bool,
+}
+
+impl NatKey {
+    fn new(local: Endpoint, way: Way, target: Endpoint) -> NatKey {
+        let v6 = match way {
+            Way::Proxy => local.addr.is_ipv6(),
+            Way::Direct => target.addr.is_ipv6(),
+        };
+        NatKey { local, way, v6 }
+    }
 }
 
 #[derive(Debug)]
 struct Waiting {
-    remote: Endpoint,
+    /// Whom the app addressed.
+    asked: Endpoint,
+    /// Where it goes.
+    target: Endpoint,
     octets: Vec<u8>,
 }
 
@@ -104,101 +118,99 @@ impl Engine {
         if self.stopping {
             return Output::None;
         }
-        let way = match (rule::decide(&self.config.rules, Proto::Udp, remote), self.config.udp) {
-            (Route::Proxy, UdpMode::Auto | UdpMode::Socks5) => Way::Proxy,
-            (Route::Proxy, UdpMode::Direct) | (Route::Direct, _) => Way::Direct,
-            (Route::Proxy, UdpMode::Reject) | (Route::Reject, _) => {
+        let (way, target) = match self.datagram_route(remote) {
+            Leave::By(way, target) => (way, target),
+            Leave::Refused => {
                 self.stack.refuse_datagram(local, remote, payload, Unreachable::Port, now);
                 self.stats.refused += 1;
                 return Output::None;
             }
-            (Route::Drop, _) => {
+            Leave::Dropped => {
                 self.stats.datagrams_dropped += 1;
                 return Output::None;
             }
         };
         self.stats.datagrams_out += 1;
-        let (asked_of, target) = self.name_server(local, remote, payload, now);
-        let key = NatKey { local, way };
-        let Some(id) = self.find_association(key) else {
-            return self.first_datagram(key, asked_of, target, payload, now);
+        let key = NatKey::new(local, way, target);
+        let Some((id, outside)) = self.find_association(key, remote) else {
+            return self.first_datagram(key, remote, target, payload, now);
         };
+        let target = if outside { self.outside_target(remote) } else { target };
         self.nat_order.touch(id.index());
+        let is_name = self.is_name(remote);
         let Some(association) = self.nat.get_mut(id) else { return Output::None };
         association.last_used = now;
         association.traffic.remote = remote;
         association.traffic.upload_octets += payload.len() as u64;
-        association.asked_of = asked_of.or(association.asked_of);
+        association.asked_of = (remote != target).then_some(remote).or(association.asked_of);
         association.names_asked = match association.names_asked {
-            Some(asked) if remote.port == DNS_PORT => Some(asked.saturating_add(1)),
+            Some(asked) if is_name => Some(asked.saturating_add(1)),
             Some(_) | None => None,
         };
-        match &mut association.state {
-            State::Open { control, socket } => {
-                let (socket, relayed) = (*socket, control.is_some());
-                datagram_output(socket, relayed, target, payload)
-            }
+        let open = match &mut association.state {
+            State::Open { control, socket } => Some((*socket, control.is_some())),
             State::Identifying { queue } | State::Asking { queue, .. } | State::Opening { queue, .. } => {
-                if queue.len() < QUEUE_LEN && self.nat_queued + payload.len() <= QUEUE_OCTETS {
-                    self.nat_queued += payload.len();
-                    queue.push_back(Waiting { remote: target, octets: payload.to_vec() });
-                } else {
+                if queue.len() >= QUEUE_LEN || self.nat_queued + payload.len() > QUEUE_OCTETS {
                     self.stats.datagrams_dropped += 1;
+                    return Output::None;
                 }
-                Output::None
+                self.nat_queued += payload.len();
+                queue.push_back(Waiting { asked: remote, target, octets: payload.to_vec() });
+                None
             }
+        };
+        if !matches!(association.state, State::Identifying { .. }) {
+            let way = if outside { Way::Direct } else { way };
+            self.book(way, local, remote, target, payload, now);
+        }
+        match open {
+            Some((socket, relayed)) => datagram_output(socket, relayed, target, payload),
+            None => Output::None,
         }
     }
 
-    /// The association of a local endpoint: for the local proxy's own it does not matter what the rules say.
-    fn find_association(&self, key: NatKey) -> Option<FlowId> {
-        self.nat.find(&key).or_else(|| {
-            let direct = self.nat.find(&NatKey { local: key.local, way: Way::Direct })?;
-            self.nat.get(direct)?.outside.then_some(direct)
+    /// The association of a local endpoint, and whether it is the local proxy's own: for those it does not matter what the rules say.
+    fn find_association(&self, key: NatKey, asked: Endpoint) -> Option<(FlowId, bool)> {
+        let outside = |id: FlowId| self.nat.get(id).is_some_and(|association| association.outside);
+        let found = self.nat.find(&key).map(|id| (id, outside(id)));
+        found.or_else(|| {
+            let direct = NatKey::new(key.local, Way::Direct, self.outside_target(asked));
+            self.nat.find(&direct).filter(|id| outside(*id)).map(|id| (id, true))
         })
     }
 
-    /// Books a query, and sends it elsewhere with `--dns-server`: what the app addressed (if changed), and the target.
-    fn name_server(
+    /// Notes a query that is on its way.
+    fn book(
         &mut self,
+        way: Way,
         local: Endpoint,
-        remote: Endpoint,
+        asked: Endpoint,
+        target: Endpoint,
         payload: &[u8],
         now: Instant,
-    ) -> (Option<Endpoint>, Endpoint) {
-        if remote.port != DNS_PORT {
-            return (None, remote);
-        }
-        self.dns.handle_query(local, remote, payload, now);
-        match self.config.dns_server {
-            Some(server) => (Some(remote), server.into()),
-            None => (None, remote),
+    ) {
+        if self.is_name(asked) {
+            let course = Course { local, asked, server: target, carrier: way.carrier() };
+            self.dns.handle_query(course, payload, now);
         }
     }
 
     fn first_datagram<'p>(
         &mut self,
         key: NatKey,
-        asked_of: Option<Endpoint>,
+        asked: Endpoint,
         target: Endpoint,
         payload: &'p [u8],
         now: Instant,
     ) -> Output<'p> {
         if key.way == Way::Proxy && !self.pool.udp_usable(now) {
-            self.stack.refuse_datagram(
-                key.local,
-                asked_of.unwrap_or(target),
-                payload,
-                Unreachable::Prohibited,
-                now,
-            );
+            self.stack.refuse_datagram(key.local, asked, payload, Unreachable::Prohibited, now);
             self.stats.refused += 1;
             return Output::None;
         }
         if !self.guard.may_send(target, now) {
             self.loop_seen("senders of datagrams", super::guard::UNANSWERED_LIMIT, now);
-            let remote = asked_of.unwrap_or(target);
-            self.stack.refuse_datagram(key.local, remote, payload, Unreachable::Prohibited, now);
+            self.stack.refuse_datagram(key.local, asked, payload, Unreachable::Prohibited, now);
             self.stats.refused += 1;
             return Output::None;
         }
@@ -208,17 +220,18 @@ impl Engine {
             self.stats.associations_evicted += 1;
             self.remove_association(oldest);
         }
-        let queue = VecDeque::from([Waiting { remote: target, octets: payload.to_vec() }]);
+        let queue = VecDeque::from([Waiting { asked, target, octets: payload.to_vec() }]);
+        let asks_names = self.is_name(asked);
         let association = Association {
             state: State::Identifying { queue },
             last_used: now,
-            names_asked: (target.port == DNS_PORT || asked_of.is_some()).then_some(1),
+            names_asked: asks_names.then_some(1),
             outside: false,
             unheard: Some(target),
-            asked_of,
+            asked_of: (asked != target).then_some(asked),
             traffic: Traffic {
                 opened: now,
-                remote: asked_of.unwrap_or(target),
+                remote: asked,
                 upload_octets: payload.len() as u64,
                 download_octets: 0,
             },
@@ -230,7 +243,6 @@ impl Engine {
         };
         self.nat_queued += payload.len();
         self.nat_order.touch(id.index());
-        let asks_names = self.nat.get(id).is_some_and(|association| association.names_asked.is_some());
         let look = if asks_names { DNS_IDLE.min(self.config.udp_idle) } else { self.config.udp_idle };
         self.nat_timers.set(id.index(), now + look);
         if self.identify && key.way == Way::Proxy {
@@ -242,6 +254,7 @@ impl Engine {
                 remote: target,
             });
         } else {
+            self.book(key.way, key.local, asked, target, payload, now);
             self.open_association(id, now);
         }
         Output::None
@@ -249,16 +262,36 @@ impl Engine {
 
     /// The owner of the app's socket is known.
     pub(super) fn association_identified(&mut self, id: FlowId, local_proxy: bool, now: Instant) {
-        if !local_proxy {
-            return self.open_association(id, now);
+        let Some(association) = self.nat.get_mut(id) else { return };
+        let State::Identifying { queue } = &mut association.state else { return };
+        let mut queue = core::mem::take(queue);
+        if local_proxy {
+            self.stats.kept_outside += 1;
+            for waiting in &mut queue {
+                waiting.target = self.outside_target(waiting.asked);
+            }
         }
-        // The local proxy's own datagrams go out directly: the association moves to the direct way.
-        self.stats.kept_outside += 1;
-        let Some((key, mut association)) = self.nat.remove(id) else { return };
+        let Some(key) = self.nat.key(id).copied() else { return };
+        let way = if local_proxy { Way::Direct } else { key.way };
+        for Waiting { asked, target, octets } in &queue {
+            self.book(way, key.local, *asked, *target, octets, now);
+        }
+        let first = queue.front().map(|waiting| waiting.target);
+        if let Some(association) = self.nat.get_mut(id) {
+            association.state = State::Identifying { queue };
+        }
+        match first {
+            Some(target) if local_proxy => self.move_outside(id, NatKey::new(key.local, way, target), now),
+            Some(_) | None => self.open_association(id, now),
+        }
+    }
+
+    /// The local proxy's own datagrams go out directly: the association moves to the direct way.
+    fn move_outside(&mut self, id: FlowId, key: NatKey, now: Instant) {
+        let Some((_, mut association)) = self.nat.remove(id) else { return };
         self.nat_timers.cancel(id.index());
         self.nat_order.remove(id.index());
         association.outside = true;
-        let key = NatKey { local: key.local, way: Way::Direct };
         match self.nat.insert(key, association) {
             Ok(id) => {
                 self.nat_order.touch(id.index());
@@ -366,7 +399,7 @@ impl Engine {
     }
 
     fn open_udp(&mut self, id: FlowId, control: Option<SocketId>, peer: Option<SocketAddr>, egress: Egress) {
-        let Some(v6) = self.nat.key(id).map(|key| key.local.addr.is_ipv6()) else { return };
+        let Some(v6) = self.nat.key(id).map(|key| key.v6) else { return };
         let socket = self.sockets.insert(Socket::Udp(id));
         if let Some(association) = self.nat.get_mut(id) {
             let queue = association.take_queue();
@@ -382,15 +415,15 @@ impl Engine {
         let queue = association.take_queue();
         let State::Opening { control, .. } = association.state else { return };
         association.state = State::Open { control, socket };
-        for Waiting { remote, octets } in queue {
+        for Waiting { target, octets, .. } in queue {
             self.nat_queued = self.nat_queued.saturating_sub(octets.len());
             let (to, octets) = match control {
                 Some(_) => {
-                    let mut datagram = relay_header(remote).as_slice().to_vec();
+                    let mut datagram = relay_header(target).as_slice().to_vec();
                     datagram.extend_from_slice(&octets);
                     (None, datagram)
                 }
-                None => (Some(remote.into()), octets),
+                None => (Some(target.into()), octets),
             };
             self.commands.push_back(Command::SendDatagram { socket, to, octets });
         }
@@ -428,12 +461,14 @@ impl Engine {
             self.guard.heard(first);
         }
         self.stats.datagrams_in += 1;
-        if remote.port == DNS_PORT
-            || self.config.dns_server.is_some_and(|server| Endpoint::from(server) == remote)
-        {
-            remote = association.asked_of.unwrap_or(remote);
-            self.dns.handle_answer(local, remote, payload, now);
-            association.names_asked = association.names_asked.map(|asked| asked.saturating_sub(1));
+        let asked_of = association.asked_of;
+        if self.is_name_server(remote) {
+            let answered = self.dns.handle_answer(local, remote, payload, now);
+            // One that comes late, or twice, comes from whom the app asked last.
+            remote = answered.map(|answered| answered.asked).or(asked_of).unwrap_or(remote);
+            if let Some(association) = self.nat.get_mut(id) {
+                association.names_asked = association.names_asked.map(|asked| asked.saturating_sub(1));
+            }
         }
         self.nat_order.touch(id.index());
         self.stack.send_datagram(remote, local, payload, now)
@@ -468,11 +503,9 @@ impl Engine {
         }
         let Some(local) = self.nat.key(id).map(|key| key.local) else { return };
         if let Some(association) = self.nat.get_mut(id) {
-            let asked_of = association.asked_of;
-            for Waiting { remote, octets } in association.take_queue() {
+            for Waiting { asked, octets, .. } in association.take_queue() {
                 self.nat_queued = self.nat_queued.saturating_sub(octets.len());
-                let remote = if remote.port == DNS_PORT { asked_of.unwrap_or(remote) } else { remote };
-                self.stack.refuse_datagram(local, remote, &octets, Unreachable::Prohibited, now);
+                self.stack.refuse_datagram(local, asked, &octets, Unreachable::Prohibited, now);
                 self.stats.refused += 1;
             }
         }

@@ -57,9 +57,14 @@ impl Rule {
     }
 }
 
+/// The first rule that matches a flow.
+pub fn first(rules: &[Rule], proto: Proto, remote: Endpoint) -> Option<&Rule> {
+    rules.iter().find(|rule| rule.matches(proto, remote))
+}
+
 /// The decision for a flow: the first rule that matches, else the proxy.
 pub fn decide(rules: &[Rule], proto: Proto, remote: Endpoint) -> Route {
-    rules.iter().find(|rule| rule.matches(proto, remote)).map_or(Route::Proxy, |rule| rule.route)
+    first(rules, proto, remote).map_or(Route::Proxy, |rule| rule.route)
 }
 
 /// What is wrong with the text of a rule.

@@ -1,6 +1,7 @@
 //! The engine as a whole, in virtual time, between an app and a SOCKS5 server.
 
 mod inspect;
+mod names;
 mod world;
 
 use smoltcp::socket::tcp;

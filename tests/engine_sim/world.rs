@@ -19,6 +19,8 @@ use ztun::time::{Duration, Instant};
 
 /// The app's address.
 pub const APP: &str = "198.18.0.1";
+/// Its address of the other family.
+pub const APP6: &str = "fd7a:7a74:756e::1";
 
 #[derive(Default)]
 struct Wire {
@@ -71,6 +73,8 @@ impl smoltcp::phy::Device for Wire {
 pub struct FakeSocket {
     pub to: Option<SocketAddr>,
     pub udp: bool,
+    /// Of the IPv6 family, when it is not connected.
+    pub v6: bool,
     /// Octets the engine has written.
     pub written: Vec<u8>,
     /// Octets for the engine to read.
@@ -111,7 +115,11 @@ impl World {
         iface_config.random_seed = 7;
         let mut interface = Interface::new(iface_config, &mut wire, smoltcp::time::Instant::ZERO);
         let app: IpAddress = APP.parse().expect("address");
-        interface.update_ip_addrs(|addrs| addrs.push(IpCidr::new(app, 16)).expect("room for one address"));
+        let app6: IpAddress = APP6.parse().expect("address");
+        interface.update_ip_addrs(|addrs| {
+            addrs.push(IpCidr::new(app, 16)).expect("room for one address");
+            addrs.push(IpCidr::new(app6, 64)).expect("room for two addresses");
+        });
         let gateway = "198.18.0.2".parse().expect("address");
         interface.routes_mut().add_default_ipv4_route(gateway).expect("room for one route");
         World {
@@ -336,10 +344,12 @@ impl World {
                 self.sockets.insert(socket.to_bits(), FakeSocket { to: Some(to), ..FakeSocket::default() });
                 self.dialled.push_back((socket, to));
             }
-            Command::OpenUdp { socket, peer, .. } => {
+            Command::OpenUdp { socket, peer, v6, .. } => {
                 self.ids.insert(socket.to_bits(), socket);
-                self.sockets
-                    .insert(socket.to_bits(), FakeSocket { to: peer, udp: true, ..FakeSocket::default() });
+                self.sockets.insert(
+                    socket.to_bits(),
+                    FakeSocket { to: peer, udp: true, v6: v6 && peer.is_none(), ..FakeSocket::default() },
+                );
                 self.udp.push(socket);
                 self.engine.handle_udp_open(socket, self.now);
             }

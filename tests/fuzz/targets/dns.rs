@@ -1,7 +1,7 @@
 //! Answers of any name server to the embedded proxy's resolver, and any messages through the DNS table.
 
 use super::source::Source;
-use ztun::dns::DnsTable;
+use ztun::dns::{Carrier, Course, DnsTable};
 use ztun::proxy::resolve::{Files, Lookup, Step};
 use ztun::rng::Rng;
 use ztun::time::{Duration, Instant};
@@ -84,10 +84,14 @@ fn table(source: &mut Source<'_>) {
         let len = usize::from(source.u8() % 24);
         let message = source.take(len);
         match kind % 4 {
-            0 | 1 => table.handle_query(local(a), remote(b), message, now),
+            0 | 1 => {
+                let course =
+                    Course { local: local(a), asked: remote(b), server: remote(b), carrier: Carrier::Udp };
+                table.handle_query(course, message, now);
+            }
             2 => {
-                if let Some(latency) = table.handle_answer(local(a), remote(b), message, now) {
-                    assert!(latency <= now.since(Instant::ZERO));
+                if let Some(answered) = table.handle_answer(local(a), remote(b), message, now) {
+                    assert!(answered.latency <= now.since(Instant::ZERO));
                 }
             }
             _ => {
