@@ -23,6 +23,8 @@ pub mod engine;
 pub mod cli;
 #[cfg(all(feature = "os", target_os = "linux"))]
 pub mod demo;
+#[cfg(all(feature = "os", target_os = "linux"))]
+pub mod doctor;
 #[cfg(feature = "os")]
 pub mod driver;
 #[cfg(feature = "os")]

@@ -34,7 +34,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
         "session",
         &["time", "config", "outbound", "engine", "tun", "host", "monitor", "proxy", "driver", "control"],
     ),
-    ("doctor", &["time", "config", "wire", "outbound", "tun", "host", "driver", "session"]),
+    ("doctor", &["time", "config", "wire", "outbound", "engine", "host", "driver"]),
     // A process of the demo tells its errors as the program does.
     ("demo", &["time", "config", "host", "proxy", "driver", "session", "cli"]),
     (
@@ -57,7 +57,7 @@ const CRATES: [(&str, &[&str]); 17] = [
     ),
     ("siphasher", &["rng"]),
     ("slab", &["engine", "proxy"]),
-    ("mio", &["tun", "monitor", "proxy", "driver", "control", "session"]),
+    ("mio", &["tun", "monitor", "proxy", "driver", "control", "session", "doctor"]),
     ("socket2", &["proxy", "driver", "control", "session", "demo"]),
     ("libc", &["tun", "netlink", "host", "monitor", "proxy", "driver", "control"]),
     ("signal_hook", &["proxy", "driver"]),

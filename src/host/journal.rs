@@ -47,6 +47,11 @@ impl RunDir {
         &self.path
     }
 
+    /// What stands between a file's stem and its extension: the number of a network namespace of one's own.
+    pub(super) fn suffix(&self) -> &str {
+        &self.suffix
+    }
+
     fn file(&self, stem: &str, extension: &str) -> PathBuf {
         self.path.join(format!("{stem}{}.{extension}", self.suffix))
     }

@@ -88,7 +88,7 @@ pub(super) fn snapshot(netlink: &mut Netlink, device: &str) -> io::Result<Have> 
 }
 
 /// Every address of the machine, with its interface's index and its scope.
-fn all_addresses(netlink: &mut Netlink) -> io::Result<Vec<(u32, AddressScope, Cidr)>> {
+pub(super) fn all_addresses(netlink: &mut Netlink) -> io::Result<Vec<(u32, AddressScope, Cidr)>> {
     let mut all = Vec::new();
     for message in netlink.dump(RouteNetlinkMessage::GetAddress(AddressMessage::default()))? {
         let RouteNetlinkMessage::NewAddress(message) = message else { continue };

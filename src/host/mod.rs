@@ -24,6 +24,8 @@ mod linux;
 #[cfg(target_os = "linux")]
 pub mod netns;
 #[cfg(target_os = "linux")]
+pub mod observe;
+#[cfg(target_os = "linux")]
 pub mod owner;
 #[cfg(target_os = "linux")]
 pub mod process;

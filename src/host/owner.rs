@@ -250,7 +250,7 @@ fn serves(bound: IpAddr, addr: IpAddr) -> bool {
     bound == addr || bound.is_unspecified() && (bound.is_ipv6() || addr.is_ipv4())
 }
 
-fn request(protocol: u8, source: SocketAddr, destination: SocketAddr) -> InetRequest {
+pub(super) fn request(protocol: u8, source: SocketAddr, destination: SocketAddr) -> InetRequest {
     InetRequest {
         family: if source.is_ipv4() { AF_INET } else { AF_INET6 },
         protocol,

@@ -1,0 +1,522 @@
+//! What the proxies can do, by asking them: each in three rounds, and all of them at once.
+//!
+//! First whether it is there and takes us in; then names, the relay, the resolver and IPv6; last an address, which may be one that the second
+//! round has found out. The judgements are pure functions over [`Answer`]s. A target that cannot be reached is its own matter: it
+//! fails the set-up only when nothing at all was reached.
+
+use super::ask::{self, Answer, Ask, Question, Stage, Target, Trouble};
+use super::check::Check;
+use super::query::{NO_SUCH_NAME, Query, Resolved};
+use super::{Options, names::Resolver};
+use crate::config::{Config, Proxy, UdpMode};
+use crate::driver::{EgressBinding, limits};
+use crate::outbound::socks5::client::Failure;
+use crate::time::Duration;
+use crate::wire::socks5::Reply;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Time for each round; a run may be told to wait longer (`--connect-timeout`), the doctor may not.
+const ROUNDS: [Duration; 3] = [Duration::from_secs(4), Duration::from_secs(5), Duration::from_secs(3)];
+
+/// Connected to by address when the target has none that could be found out: it answers TCP on port 53.
+const FALLBACK: IpAddr = IpAddr::V4(Ipv4Addr::new(1, 1, 1, 1));
+/// Likewise by IPv6.
+const FALLBACK_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2606, 0x4700, 0x4700, 0, 0, 0, 0, 0x1111));
+const FALLBACK_PORT: u16 = 53;
+/// Looked up when the target is an address.
+const NAME: &str = "example.com";
+
+/// The least payload of a QUIC datagram that carries an Initial packet (RFC 9000 14.1).
+const QUIC: u32 = 1200;
+
+const NO_SOCKS5: &str = "make sure that a SOCKS5 server listens there, and not one for HTTP or SOCKS4";
+
+/// What is asked of each proxy.
+struct Subject {
+    target: Target,
+    name: String,
+    port: u16,
+    resolver: SocketAddr,
+    ipv6: bool,
+    udp: UdpMode,
+}
+
+/// The answers of one proxy that takes us in.
+struct Answers {
+    by_name: Answer,
+    by_tcp: Answer,
+    by_udp: Option<Answer>,
+    by_ipv6: Option<Answer>,
+    /// And the address that was connected to.
+    by_address: Option<(SocketAddr, Answer)>,
+}
+
+/// Checks every proxy of `config`.
+pub(super) fn examine(
+    config: &Config,
+    options: &Options,
+    resolver: &Resolver,
+    binding: &EgressBinding,
+) -> io::Result<Vec<Check>> {
+    let proxies = &config.engine.proxies;
+    let limit = |round: usize| config.engine.connect_timeout.min(ROUNDS[round]);
+    let first: Vec<Question<'_>> =
+        proxies.iter().map(|proxy| Question { proxy, ask: Ask::Negotiate }).collect();
+    let negotiations = ask::all(&first, binding, limit(0))?;
+    let usable: Vec<&Proxy> = proxies
+        .iter()
+        .zip(&negotiations)
+        .filter(|(_, answer)| answer.result.is_ok())
+        .map(|(proxy, _)| proxy)
+        .collect();
+    let subject = Subject::new(config, options, resolver)?;
+    let mut rest = second_and_third(&subject, &usable, binding, &limit)?.into_iter();
+    let mut checks = Vec::new();
+    for (proxy, negotiation) in proxies.iter().zip(&negotiations) {
+        let mut of_proxy = admission(proxy, negotiation, config.host.mtu);
+        if !usable.is_empty() && negotiation.result.is_err() {
+            of_proxy = of_proxy.into_iter().map(spare).collect();
+        }
+        if negotiation.result.is_ok()
+            && let Some(answers) = rest.next()
+        {
+            of_proxy.extend(abilities(&subject, &answers));
+        }
+        checks.extend(of_proxy.into_iter().map(|check| check.of(proxy.addr)));
+    }
+    if usable.is_empty() {
+        let ids = ["connect-name", "connect-address", "udp", "udp-relay", "dns", "ipv6-proxy"];
+        checks.extend(ids.map(|id| Check::skipped(id, "no proxy can be asked")));
+    }
+    Ok(checks)
+}
+
+impl Subject {
+    fn new(config: &Config, options: &Options, resolver: &Resolver) -> io::Result<Subject> {
+        let (host, port) = (&options.target.host, options.target.port);
+        let target = match host.parse::<IpAddr>() {
+            Ok(addr) => Target::Ip(SocketAddr::new(addr, port)),
+            Err(_) => Target::Name(host.clone(), port),
+        };
+        let name = if matches!(target, Target::Ip(_)) { NAME.into() } else { host.clone() };
+        let ipv6 = options.ipv6;
+        Ok(Subject { target, name, port, resolver: resolver.asked, ipv6, udp: config.engine.udp })
+    }
+
+    fn query(&self) -> io::Result<Query> {
+        let [high, low, ..] = limits::seed()?;
+        Query::new(&self.name, u16::from_be_bytes([high, low])).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "the target is no name that can be looked up")
+        })
+    }
+
+    /// The text of the target that is asked for by name: an address is a name too, to a proxy.
+    fn by_name(&self) -> Target {
+        match &self.target {
+            Target::Name(name, port) => Target::Name(name.clone(), *port),
+            Target::Ip(addr) => Target::Name(addr.ip().to_string(), addr.port()),
+        }
+    }
+
+    /// Whether the target was found out, or given, as an address, so that both ways lead to the same.
+    fn address(&self, answers: &Answers) -> (SocketAddr, bool) {
+        match self.target {
+            Target::Ip(addr) => (addr, true),
+            Target::Name(..) => match resolved(answers).and_then(|resolved| resolved.addresses.first()) {
+                Some(addr) => (SocketAddr::new(*addr, self.port), true),
+                None => (SocketAddr::new(FALLBACK, FALLBACK_PORT), false),
+            },
+        }
+    }
+}
+
+fn second_and_third(
+    subject: &Subject,
+    usable: &[&Proxy],
+    binding: &EgressBinding,
+    limit: &impl Fn(usize) -> Duration,
+) -> io::Result<Vec<Answers>> {
+    let v6 = Target::Ip(SocketAddr::new(FALLBACK_V6, FALLBACK_PORT));
+    let udp = matches!(subject.udp, UdpMode::Auto | UdpMode::Socks5);
+    let mut questions = Vec::new();
+    for &proxy in usable {
+        let mut add = |ask| questions.push(Question { proxy, ask });
+        add(Ask::Connect(subject.by_name()));
+        add(Ask::ByTcp(subject.resolver, subject.query()?));
+        if udp {
+            add(Ask::ByUdp(subject.resolver, subject.query()?));
+        }
+        if subject.ipv6 {
+            add(Ask::Connect(v6.clone()));
+        }
+    }
+    let mut answers = ask::all(&questions, binding, limit(1))?.into_iter();
+    let mut all = Vec::new();
+    for _ in usable {
+        let missing = || io::Error::other("a question was lost");
+        all.push(Answers {
+            by_name: answers.next().ok_or_else(missing)?,
+            by_tcp: answers.next().ok_or_else(missing)?,
+            by_udp: if udp { answers.next() } else { None },
+            by_ipv6: if subject.ipv6 { answers.next() } else { None },
+            by_address: None,
+        });
+    }
+    let addresses: Vec<SocketAddr> = all.iter().map(|answers| subject.address(answers).0).collect();
+    let questions: Vec<Question<'_>> = usable
+        .iter()
+        .zip(&addresses)
+        .map(|(proxy, addr)| Question { proxy, ask: Ask::Connect(Target::Ip(*addr)) })
+        .collect();
+    for ((answers, addr), answer) in
+        all.iter_mut().zip(addresses).zip(ask::all(&questions, binding, limit(2))?)
+    {
+        answers.by_address = Some((addr, answer));
+    }
+    Ok(all)
+}
+
+/// A proxy that fails while another one can be used: only failover suffers.
+fn spare(check: Check) -> Check {
+    match (check.status, &check.remedy) {
+        (super::Status::Fail, Some(remedy)) => {
+            Check::warn(check.id, format!("{}; another proxy can be used", check.why), remedy)
+        }
+        (super::Status::Ok | super::Status::Warn | super::Status::Skipped | super::Status::Fail, _) => check,
+    }
+}
+
+/// Whether a proxy is there, and takes us in.
+fn admission(proxy: &Proxy, answer: &Answer, mtu: u16) -> Vec<Check> {
+    let Some(connected) = answer.connected else {
+        let (why, remedy) = match &answer.result {
+            Err(Trouble::System(error)) => (error.to_string(), unreachable_remedy(error)),
+            Ok(_) | Err(_) => (
+                "no answer to the connection".into(),
+                "look at the address, and at firewalls on the way: they drop without a word",
+            ),
+        };
+        return vec![
+            Check::fail("proxy", why, remedy),
+            Check::skipped("method", "the proxy cannot be reached"),
+        ];
+    };
+    let there = Check::ok("proxy", format!("connected in {}", milliseconds(connected)));
+    let mut checks = vec![there, method(proxy, answer)];
+    checks.extend(answer.path_mtu.map(|path| path_mtu(mtu, path, proxy.addr)));
+    checks
+}
+
+/// `mtu` is the device's. What an app sends as a datagram gets three headers on its way to the proxy: IP, UDP, and that of the relay.
+fn path_mtu(mtu: u16, path: u32, proxy: SocketAddr) -> Check {
+    let ip: u32 = if proxy.ip().to_canonical().is_ipv4() { 20 } else { 40 };
+    // 8 of UDP; 10 or 22 of RFC 1928 7.
+    let (v4, v6) = (path.saturating_sub(ip + 8 + 10), path.saturating_sub(ip + 8 + 22));
+    let why = format!("the device has {mtu}, the path to the proxy {path}");
+    let id = "mtu";
+    if v6 < QUIC {
+        let why = format!("{why}: QUIC's datagrams go in fragments, TCP does not mind");
+        return Check::warn(
+            id,
+            why,
+            "raise the MTU of the interface towards the proxy, or refuse QUIC: --rule 'proto=udp,port=443 -> reject'",
+        );
+    }
+    if u32::from(mtu) > path {
+        let fits = v6.saturating_add(40 + 8).clamp(1280, path);
+        let why = format!("{why}: datagrams of more than {v4} octets go in fragments, TCP does not mind");
+        return Check::warn(id, why, format!("--mtu {fits}"));
+    }
+    Check::ok(id, format!("{why}: datagrams of up to {v4} octets go in one piece"))
+}
+
+fn unreachable_remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "start the proxy, or look at its port: nobody listens there",
+        io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable => {
+            "look at the address, and at this machine's routes (`ip route get ADDRESS`)"
+        }
+        io::ErrorKind::PermissionDenied => "a firewall of this machine refuses it",
+        _ => "look at the address of the proxy",
+    }
+}
+
+fn method(proxy: &Proxy, answer: &Answer) -> Check {
+    let with = proxy.credentials.is_some();
+    let id = "method";
+    match &answer.result {
+        Ok(_) if with => Check::ok(id, "it takes us in, with or without the user and password given"),
+        Ok(_) => Check::ok(id, "it asks for no user and password"),
+        Err(Trouble::Refused(Failure::NoMethod)) if with => Check::fail(
+            id,
+            "it takes neither user and password nor none (method 255)",
+            "a proxy with another method, such as GSSAPI, cannot be used",
+        ),
+        Err(Trouble::Refused(Failure::NoMethod)) => Check::fail(
+            id,
+            "it wants a user and a password (method 255 to 'none')",
+            "--socks5 USER:PASS@HOST:PORT, or USER@HOST:PORT with --socks5-password-file",
+        ),
+        Err(Trouble::Refused(Failure::Denied)) => Check::fail(
+            id,
+            "it refuses the user or the password",
+            "look for a typing error; a character such as @ or : in a password is written %40 or %3A, or the password in a file",
+        ),
+        Err(Trouble::Refused(Failure::WrongMethod(number))) => Check::fail(
+            id,
+            format!("it chooses a method that was not offered ({number})"),
+            if with { NO_SOCKS5 } else { "--socks5 USER:PASS@HOST:PORT: it may want a user and a password" },
+        ),
+        Err(Trouble::Refused(Failure::Protocol | Failure::Refused(_)) | Trouble::NoRelay) => {
+            Check::fail(id, "what it says is no SOCKS5", NO_SOCKS5)
+        }
+        Err(Trouble::Silent) => Check::fail(id, "it accepts the connection and says nothing", NO_SOCKS5),
+        Err(Trouble::Closed) => Check::fail(
+            id,
+            "it closes the connection",
+            "let this machine in at the proxy; or it is no SOCKS5 server",
+        ),
+        Err(Trouble::System(error)) => Check::fail(id, format!("the connection broke: {error}"), NO_SOCKS5),
+    }
+}
+
+fn abilities(subject: &Subject, answers: &Answers) -> Vec<Check> {
+    let granted = |answer: &Answer| answer.result.is_ok() || answer.stage > Stage::Requesting;
+    let by_address = answers.by_address.as_ref();
+    let reached = granted(&answers.by_name)
+        || granted(&answers.by_tcp)
+        || by_address.is_some_and(|(_, answer)| granted(answer));
+    let mut checks = vec![connect_by_name(subject, &answers.by_name, reached)];
+    if let Some((addr, answer)) = by_address {
+        let same = subject.address(answers).1 && granted(&answers.by_name);
+        checks.push(connect_by_address(*addr, answer, reached, same));
+    }
+    checks.extend(udp(subject, answers));
+    checks.push(dns(subject, answers));
+    checks.push(match &answers.by_ipv6 {
+        Some(answer) => ipv6(answer),
+        None => Check::skipped("ipv6-proxy", "this machine, or --ipv6 off, sends no IPv6"),
+    });
+    checks
+}
+
+/// RFC 1928 6, in words.
+fn words(reply: Reply) -> String {
+    let words = match reply {
+        Reply::Succeeded => "granted",
+        Reply::GeneralFailure => "general failure",
+        Reply::NotAllowed => "not allowed by its rules",
+        Reply::NetworkUnreachable => "network unreachable",
+        Reply::HostUnreachable => "host unreachable",
+        Reply::ConnectionRefused => "connection refused",
+        Reply::TtlExpired => "TTL expired",
+        Reply::CommandNotSupported => "command not supported",
+        Reply::AddressTypeNotSupported => "address type not supported",
+        Reply::Other(number) => return format!("answer {number}"),
+    };
+    words.into()
+}
+
+fn trouble(trouble: &Trouble) -> String {
+    match trouble {
+        Trouble::System(error) => error.to_string(),
+        Trouble::Silent => "no answer in time".into(),
+        Trouble::Closed => "it closes the connection".into(),
+        Trouble::Refused(Failure::Refused(reply)) => words(*reply),
+        Trouble::Refused(Failure::Denied) => "it refuses the user or the password".into(),
+        Trouble::Refused(Failure::NoMethod | Failure::WrongMethod(_)) => "it accepts no method".into(),
+        Trouble::Refused(Failure::Protocol) => "what it answers is no SOCKS5".into(),
+        Trouble::NoRelay => "granted, but without a port to send to".into(),
+    }
+}
+
+fn text(target: &Target) -> String {
+    match target {
+        Target::Name(name, port) => format!("{name}:{port}"),
+        Target::Ip(addr) => addr.to_string(),
+    }
+}
+
+/// The target is not reached for a reason that is the target's: broken only when nothing else is reached either.
+fn unreached(id: &'static str, target: &str, answer: &Trouble, reached: bool) -> Check {
+    let why = format!("CONNECT {target}: {}", trouble(answer));
+    if reached {
+        return Check::warn(id, why, "name a target that is up: --target HOST:PORT");
+    }
+    Check::fail(
+        id,
+        why,
+        "look at the proxy's own way out, and at its rules; --target HOST:PORT names one that it must reach",
+    )
+}
+
+fn connect_by_name(subject: &Subject, answer: &Answer, reached: bool) -> Check {
+    let id = "connect-name";
+    let target = text(&subject.by_name());
+    match &answer.result {
+        Ok(_) => Check::ok(id, format!("CONNECT {target} is granted")),
+        Err(Trouble::Refused(Failure::Refused(Reply::AddressTypeNotSupported))) => Check::warn(
+            id,
+            "it refuses names (address type not supported)",
+            "nothing while connections are made by address; what asks for names needs another proxy",
+        ),
+        Err(Trouble::Refused(Failure::Refused(Reply::CommandNotSupported))) => no_connect(id),
+        Err(Trouble::Refused(Failure::Protocol)) => {
+            Check::fail(id, "what it answers is no SOCKS5", NO_SOCKS5)
+        }
+        Err(trouble) => unreached(id, &target, trouble, reached),
+    }
+}
+
+fn no_connect(id: &'static str) -> Check {
+    Check::fail(
+        id,
+        "it does no CONNECT (command not supported)",
+        "allow CONNECT at the proxy, or use another one",
+    )
+}
+
+/// `same`: the same target was granted by its name.
+fn connect_by_address(addr: SocketAddr, answer: &Answer, reached: bool, same: bool) -> Check {
+    let id = "connect-address";
+    match &answer.result {
+        Ok(_) => Check::ok(id, format!("CONNECT {addr} is granted")),
+        Err(Trouble::Refused(Failure::Refused(Reply::AddressTypeNotSupported))) => Check::fail(
+            id,
+            "it refuses addresses (address type not supported)",
+            "let it take addresses, or use another proxy: apps connect by address",
+        ),
+        Err(Trouble::Refused(Failure::Refused(Reply::CommandNotSupported))) => no_connect(id),
+        Err(Trouble::Refused(Failure::Protocol)) => {
+            Check::fail(id, "what it answers is no SOCKS5", NO_SOCKS5)
+        }
+        Err(Trouble::Refused(Failure::Refused(reply))) if same => Check::fail(
+            id,
+            format!(
+                "CONNECT {addr}: {}, while the same by name is granted: it refuses addresses",
+                words(*reply)
+            ),
+            "let it take addresses, or use another proxy: apps connect by address",
+        ),
+        Err(trouble) => unreached(id, &addr.to_string(), trouble, reached),
+    }
+}
+
+/// `udp`, whether there is an association and where its relay is, and `udp-relay`, whether datagrams come back from it.
+fn udp(subject: &Subject, answers: &Answers) -> Vec<Check> {
+    let Some(answer) = &answers.by_udp else {
+        let why = "--udp direct or reject: no datagrams are sent through the proxy";
+        return vec![Check::skipped("udp", why), Check::skipped("udp-relay", why)];
+    };
+    let (Some(relay), true) = (answer.relay, answer.stage == Stage::Resolving) else {
+        let why = match &answer.result {
+            Err(found) => format!("UDP ASSOCIATE: {}", trouble(found)),
+            Ok(_) => "UDP ASSOCIATE: no relay".into(),
+        };
+        let check = if subject.udp == UdpMode::Socks5 {
+            Check::fail("udp", why, "allow UDP at the proxy, or leave it to ztun with --udp auto")
+        } else {
+            Check::warn(
+                "udp",
+                format!("{why}; datagrams are refused at once, so that apps fall back to TCP"),
+                "allow UDP at the proxy for calls, games and QUIC",
+            )
+        };
+        return vec![check, Check::skipped("udp-relay", "there is no relay")];
+    };
+    let said = answer.bound.map(SocketAddr::from).unwrap_or(relay);
+    let at = if said.ip().to_canonical() == relay.ip().to_canonical() {
+        format!("UDP ASSOCIATE is granted, its relay is {relay}")
+    } else {
+        format!(
+            "UDP ASSOCIATE is granted; {said} as its relay cannot be reached from here, so {relay} is used"
+        )
+    };
+    vec![Check::ok("udp", at), relay_check(subject, answers, answer, relay)]
+}
+
+fn relay_check(subject: &Subject, answers: &Answers, answer: &Answer, relay: SocketAddr) -> Check {
+    let id = "udp-relay";
+    let resolver = subject.resolver;
+    let remedy = "open the relay's UDP ports between here and the proxy; --udp reject does without datagrams";
+    match &answer.result {
+        Ok(_) => Check::ok(id, format!("a query to {resolver} through {relay} is answered")),
+        Err(Trouble::System(error)) => Check::fail(id, format!("datagrams to {relay}: {error}"), remedy),
+        Err(Trouble::Closed) => Check::fail(
+            id,
+            format!("it ends the association with the first datagram to {relay}"),
+            "look at the proxy's log; --udp reject does without datagrams",
+        ),
+        Err(_) if answers.by_tcp.stage == Stage::Resolving => Check::fail(
+            id,
+            format!("no datagram comes back through {relay}, while {resolver} is reached by TCP"),
+            remedy,
+        ),
+        Err(_) => Check::warn(
+            id,
+            format!("{resolver} answers neither through {relay} nor by TCP, so the relay cannot be judged"),
+            "name a resolver that the proxy reaches: --dns-server IP",
+        ),
+    }
+}
+
+fn resolved(answers: &Answers) -> Option<&Resolved> {
+    let by_udp = answers.by_udp.as_ref().and_then(|answer| answer.result.as_ref().ok()?.as_ref());
+    by_udp.or_else(|| answers.by_tcp.result.as_ref().ok()?.as_ref())
+}
+
+/// Whether a name resolves through the proxy.
+fn dns(subject: &Subject, answers: &Answers) -> Check {
+    let id = "dns";
+    let (name, resolver) = (&subject.name, subject.resolver);
+    let remedy = "name a resolver that the proxy reaches: --dns-server IP";
+    let by_udp = answers.by_udp.as_ref().is_some_and(|answer| answer.result.is_ok());
+    let way = if by_udp { "UDP" } else { "TCP" };
+    match resolved(answers) {
+        Some(Resolved { code: 0, addresses }) => {
+            let first = addresses.first().map_or("no IPv4 address".into(), IpAddr::to_string);
+            Check::ok(id, format!("{name} is {first}, from {resolver} by {way} through the proxy"))
+        }
+        Some(Resolved { code: NO_SUCH_NAME, .. }) => Check::warn(
+            id,
+            format!("{resolver} answers by {way} through the proxy, and knows no {name}"),
+            "name a target that there is: --target HOST:PORT",
+        ),
+        Some(Resolved { code, .. }) => Check::warn(
+            id,
+            format!("{resolver} answers {name} with error {code}, by {way} through the proxy"),
+            remedy,
+        ),
+        None => {
+            let found = answers.by_tcp.result.as_ref().err().map_or("no answer".into(), trouble);
+            let why = format!("{resolver} cannot be asked through the proxy (by TCP: {found})");
+            // Whoever gives an address as target may have no names at all.
+            match subject.target {
+                Target::Ip(_) => Check::warn(id, why, remedy),
+                Target::Name(..) => Check::fail(id, why, remedy),
+            }
+        }
+    }
+}
+
+fn ipv6(answer: &Answer) -> Check {
+    let id = "ipv6-proxy";
+    match &answer.result {
+        Ok(_) => Check::ok(id, "it connects to IPv6 addresses"),
+        Err(Trouble::Refused(Failure::Refused(reply))) => Check::warn(
+            id,
+            format!("it refuses IPv6 addresses: {}; they fail at once, and nothing leaks", words(*reply)),
+            "--ipv6 off saves the question, or give the proxy IPv6",
+        ),
+        Err(found) => Check::warn(
+            id,
+            format!("CONNECT to an IPv6 address: {}; each attempt waits as long", trouble(found)),
+            "--ipv6 off refuses IPv6 at once",
+        ),
+    }
+}
+
+fn milliseconds(time: Duration) -> String {
+    format!("{}.{} ms", time.as_millis(), time.subsec_micros() % 1000 / 100)
+}

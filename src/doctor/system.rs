@@ -1,0 +1,267 @@
+//! What this machine lets a run do: privilege, TUN driver, kernel, limits; and whether ztun runs, or has left anything.
+//!
+//! Facts come from [`observe`]; the judgements are functions of facts, so that each way a machine can be is a test.
+
+use super::check::Check;
+use crate::config::Config;
+use crate::host::change::Family;
+use crate::host::observe::{self, Remains, TunDriver};
+use crate::host::{LocalProxy, RunDir};
+use std::fs;
+use std::io;
+
+/// CAP_NET_ADMIN (capabilities(7)).
+const NET_ADMIN: u32 = 12;
+
+/// Descriptors besides those of flows: the device, signals, the loop, logs.
+const OTHERS: u64 = 64;
+/// With fewer, a browser alone is too much.
+const FEWEST: u64 = 512;
+
+/// All of them, in the order in which a start would meet them.
+pub(super) fn examine(config: &Config) -> Vec<Check> {
+    let host = &config.host;
+    let needs_privilege = !(host.no_route && host.tun_fd.is_some());
+    let local = config.engine.proxies.iter().any(|proxy| proxy.addr.ip().is_loopback());
+    let remains = observe::remains(&RunDir::standard());
+    let mut checks = vec![privilege(capabilities(), needs_privilege)];
+    checks.extend(tun(observe::tun_driver(), host.tun_fd.is_some(), host.offload));
+    checks.push(policy_routing(host.no_route, rules(Family::V4), rules(Family::V6)));
+    checks.push(sock_diag(observe::sock_diag(), local && host.local_proxy && !host.no_route));
+    checks.push(namespaces(observe::private_namespace()));
+    checks.push(running(&remains, &host.tun, host.no_route, config.replace));
+    checks.push(leftovers(&remains));
+    checks.push(limits(observe::open_files(), config.engine.stack.tcp.max_flows, config.engine.max_udp));
+    checks
+}
+
+fn rules(family: Family) -> io::Result<()> {
+    observe::rules(family).map(drop)
+}
+
+/// The effective capabilities of this process.
+fn capabilities() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/self/status")?;
+    let field = text.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let bits = field.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok());
+    bits.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/self/status names no capabilities"))
+}
+
+fn privilege(capabilities: io::Result<u64>, needed: bool) -> Check {
+    let id = "privilege";
+    match capabilities {
+        Ok(bits) if bits >> NET_ADMIN & 1 == 1 => Check::ok(id, "CAP_NET_ADMIN is here"),
+        Ok(_) if !needed => Check::ok(id, "none, and none is needed with --tun-fd and --no-route"),
+        Ok(_) => Check::fail(
+            id,
+            "no CAP_NET_ADMIN: no device can be made, and no route",
+            "run with sudo, or give the program the capability; `ztun exec` needs none where user namespaces are allowed",
+        ),
+        Err(error) => Check::warn(id, format!("cannot tell: {error}"), "run with sudo"),
+    }
+}
+
+/// `tun`, whether there are devices, and `offload`, whether the kernel cuts and joins segments on them.
+fn tun(driver: io::Result<TunDriver>, given: bool, offload: bool) -> [Check; 2] {
+    let why = "the TUN driver cannot be asked";
+    match driver {
+        Err(_) if given => [
+            Check::ok("tun", "the device comes with --tun-fd: the driver is not needed"),
+            Check::skipped("offload", why),
+        ],
+        Ok(driver) => {
+            let cut = if !offload {
+                Check::skipped("offload", "--offload off")
+            } else if driver.vnet {
+                Check::ok("offload", "the kernel cuts and joins TCP segments on TUN devices")
+            } else {
+                Check::warn(
+                    "offload",
+                    "the TUN driver has no IFF_VNET_HDR: each segment is a packet of its own, and costs more",
+                    "a newer kernel, for speed",
+                )
+            };
+            [Check::ok("tun", "/dev/net/tun opens"), cut]
+        }
+        Err(error) => {
+            let remedy = match error.kind() {
+                io::ErrorKind::NotFound => {
+                    "`modprobe tun`; in a container, start it with --device /dev/net/tun (and --cap-add NET_ADMIN)"
+                }
+                io::ErrorKind::PermissionDenied => {
+                    "run as root; in a container, allow the device: --device /dev/net/tun"
+                }
+                io::ErrorKind::InvalidData => {
+                    "put it right: `mkdir -p /dev/net && mknod /dev/net/tun c 10 200 && chmod 666 /dev/net/tun`"
+                }
+                _ => "`modprobe tun`: the module may be missing, as after a kernel update without a restart",
+            };
+            [Check::fail("tun", format!("/dev/net/tun: {error}"), remedy), Check::skipped("offload", why)]
+        }
+    }
+}
+
+fn policy_routing(no_route: bool, v4: io::Result<()>, v6: io::Result<()>) -> Check {
+    let id = "policy-routing";
+    if no_route {
+        return Check::skipped(id, "--no-route");
+    }
+    match (v4, v6) {
+        (Ok(()), Ok(())) => Check::ok(id, "the kernel has rules for IPv4 and IPv6"),
+        (Ok(()), Err(error)) => Check::warn(
+            id,
+            format!("no rules for IPv6: {error}"),
+            "--ipv6 off, or a kernel with CONFIG_IPV6_MULTIPLE_TABLES",
+        ),
+        (Err(error), Ok(()) | Err(_)) => Check::fail(
+            id,
+            format!("no rules for IPv4: {error}"),
+            "a kernel with CONFIG_IP_MULTIPLE_TABLES, or --no-route and routes of your own",
+        ),
+    }
+}
+
+fn sock_diag(found: io::Result<()>, needed: bool) -> Check {
+    let id = "sock-diag";
+    match found {
+        Ok(()) => Check::ok(id, "the kernel tells whose a connection is"),
+        Err(error) if needed => Check::fail(
+            id,
+            format!("the kernel does not tell whose a connection is: {error}"),
+            "`modprobe inet_diag tcp_diag udp_diag`, or --local-proxy off for a proxy that keeps itself outside",
+        ),
+        Err(error) => Check::skipped(id, format!("not needed: no proxy runs on this machine ({error})")),
+    }
+}
+
+fn namespaces(found: io::Result<()>) -> Check {
+    let id = "namespaces";
+    match found {
+        Ok(()) => Check::ok(id, "`ztun exec` can be used"),
+        Err(error) => Check::warn(
+            id,
+            format!("no namespace of one's own, so no `ztun exec` and `ztun demo`: {error}"),
+            "run as root, or allow them: sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns",
+        ),
+    }
+}
+
+/// Whether another run is in the way of one on `device`.
+fn running(remains: &io::Result<Remains>, device: &str, no_route: bool, replace: bool) -> Check {
+    let id = "running";
+    let remains = match remains {
+        Ok(remains) => remains,
+        Err(error) => return Check::skipped(id, format!("cannot look for it: {error}")),
+    };
+    let all = remains.live.iter().map(|(device, pid)| match pid {
+        Some(pid) => format!("{device} (process {pid})"),
+        None => device.clone(),
+    });
+    let all = all.collect::<Vec<_>>().join(", ");
+    let in_the_way = remains.live.iter().any(|(other, _)| other == device) || remains.routed && !no_route;
+    if remains.live.is_empty() {
+        return Check::ok(id, "no ztun runs");
+    }
+    if in_the_way && !replace {
+        return Check::warn(
+            id,
+            format!("ztun runs on {all}: another start is refused"),
+            "--replace takes over; or stop that one first",
+        );
+    }
+    Check::ok(id, format!("ztun runs on {all}, and is not in the way"))
+}
+
+/// What a dead run has left: a start heals it.
+fn leftovers(remains: &io::Result<Remains>) -> Check {
+    let id = "leftovers";
+    let remains = match remains {
+        Ok(remains) => remains,
+        Err(error) => return Check::skipped(id, format!("cannot look for any: {error}")),
+    };
+    let mut left: Vec<String> =
+        remains.journals.iter().map(|device| format!("the journal of {device}")).collect();
+    if !remains.routed {
+        left.extend(remains.changes.iter().cloned());
+    }
+    match left.as_slice() {
+        [] => Check::ok(id, "nothing of a dead run"),
+        [first, rest @ ..] => {
+            let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
+            Check::warn(
+                id,
+                format!("a run that died has left {first}{more}"),
+                "`sudo ztun restore` undoes it; so does the next start",
+            )
+        }
+    }
+}
+
+/// A TCP flow has one descriptor, a UDP mapping up to two.
+fn limits(found: io::Result<u64>, max_tcp: usize, max_udp: usize) -> Check {
+    let id = "limits";
+    let as_u64 = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+    let wanted = as_u64(max_tcp).saturating_add(as_u64(max_udp).saturating_mul(2)).saturating_add(OTHERS);
+    let remedy = "raise the hard limit: `ulimit -Hn`, or LimitNOFILE= in a systemd unit; or lower --max-tcp and --max-udp";
+    match found {
+        Ok(limit) if limit >= wanted => {
+            Check::ok(id, format!("{limit} open files, of which {wanted} may be needed"))
+        }
+        Ok(limit) if limit < FEWEST => Check::fail(id, format!("{limit} open files at most"), remedy),
+        Ok(limit) => Check::warn(
+            id,
+            format!("{limit} open files at most; --max-tcp and --max-udp need {wanted}"),
+            remedy,
+        ),
+        Err(error) => Check::warn(id, format!("cannot tell how many files may be open: {error}"), remedy),
+    }
+}
+
+/// How each proxy that runs on this machine is kept out of the tunnel.
+pub(super) fn local_proxy(config: &Config) -> Vec<Check> {
+    let id = "local-proxy";
+    if config.host.no_route {
+        return vec![Check::skipped(id, "--no-route: nothing is captured")];
+    }
+    let mut checks = Vec::new();
+    for proxy in &config.engine.proxies {
+        let check = match LocalProxy::find(proxy.addr) {
+            Ok(None) => Check::ok(id, "not on this machine"),
+            Ok(Some(_)) if !config.host.local_proxy => Check::warn(
+                id,
+                "on this machine, and --local-proxy off: what it sends goes into the tunnel unless it keeps itself outside",
+                "leave --local-proxy at auto",
+            ),
+            Ok(Some(local)) => judge_local(&local),
+            Err(error) => Check::fail(
+                id,
+                format!("cannot look for its process on this machine: {error}"),
+                "a kernel with CONFIG_INET_DIAG; or --local-proxy off for a proxy that keeps itself outside",
+            ),
+        };
+        checks.push(check.of(proxy.addr));
+    }
+    checks
+}
+
+fn judge_local(local: &LocalProxy) -> Check {
+    let id = "local-proxy";
+    let names: Vec<String> = local.pids().map(|pid| format!("{} ({pid})", name(pid))).collect();
+    let names = names.join(", ");
+    match local.exclusive_uid() {
+        _ if !local.is_running() => Check::warn(
+            id,
+            "on this machine, and nobody is seen to listen there",
+            "start the proxy; if it runs, run this with sudo: whose a socket is, only root can see",
+        ),
+        Some(uid) => {
+            Check::ok(id, format!("{names}: kept outside by its user, {uid}, which runs nothing else"))
+        }
+        None => Check::ok(id, format!("{names}: kept outside flow by flow")),
+    }
+}
+
+/// What the process calls itself.
+fn name(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm")).map_or("process".into(), |name| name.trim().to_owned())
+}
