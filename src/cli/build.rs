@@ -38,6 +38,11 @@ pub(super) fn config(options: &RunOptions, names: Names) -> Result<Config, Error
             "`sudo ztun --socks5 127.0.0.1:1080`; `ztun demo` needs none, and `ztun proxy` is one",
         ));
     }
+    config_without_proxy(options, names)
+}
+
+/// Likewise, and a proxy may be missing (`ztun doctor`).
+pub(super) fn config_without_proxy(options: &RunOptions, names: Names) -> Result<Config, Error> {
     if options.tun_fd.is_some() && options.interface.as_deref() == Some(options.tun.as_str()) {
         return Err(Error::usage("--interface names the tunnel's own device", "name the one that leads out"));
     }

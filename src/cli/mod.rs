@@ -10,6 +10,7 @@
 //! names and that this version does not have are refused by name, not taken for a typing error.
 
 mod build;
+mod doctor;
 mod logging;
 mod man;
 mod options;
@@ -109,6 +110,7 @@ where
         Some(Command::Exec(options)) => exec(&options),
         Some(Command::Demo) => demo(),
         Some(Command::Proxy(options)) => proxy(&options),
+        Some(Command::Doctor(options)) => doctor::run(*options),
         Some(Command::Restore { tun }) => restore(&tun),
         Some(Command::Completions { shell }) => print(|out| {
             clap_complete::generate(shell, &mut Cli::command(), "ztun", out);
@@ -124,6 +126,9 @@ pub fn parse_only(args: &[OsString]) -> bool {
     parse(args).is_ok_and(|cli| match cli.command {
         None => build::config(&cli.run, build::Names::Refused).is_ok(),
         Some(Command::Exec(options)) => build::exec_config(&options, build::Names::Refused).is_ok(),
+        Some(Command::Doctor(options)) => {
+            build::config_without_proxy(&options.run, build::Names::Refused).is_ok()
+        }
         Some(_) => true,
     })
 }
@@ -243,7 +248,7 @@ mod tests {
 
     #[test]
     fn what_is_planned_is_refused_by_name() {
-        for args in [&["--config", "x"][..], &["doctor"], &["split", "entry"]] {
+        for args in [&["--config", "x"][..], &["split", "entry"]] {
             let error = refusal(args);
             assert_eq!(error.code, USAGE);
             assert!(error.what.contains("not in this version") && error.what.contains(args[0]), "{error}");

@@ -58,6 +58,9 @@ pub enum Command {
     Demo,
     /// The embedded SOCKS5 server: CONNECT and UDP ASSOCIATE
     Proxy(ProxyServerOptions),
+    /// Prove the set-up without changing anything: what is wrong, why, and what to do
+    #[command(override_usage = "ztun doctor [--socks5 [USER:PASS@]HOST:PORT] [OPTIONS]")]
+    Doctor(Box<DoctorOptions>),
     /// Undo what a run that died left behind
     Restore {
         /// The device of that run
@@ -311,6 +314,20 @@ pub struct ExecOptions {
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+/// Options of `ztun doctor`.
+#[derive(Args, Debug)]
+pub struct DoctorOptions {
+    /// The run that is examined.
+    #[command(flatten)]
+    pub run: RunOptions,
+    /// One JSON object instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// What proxies are asked to connect to
+    #[arg(long, value_name = "HOST:PORT", default_value = "example.com:80", value_parser = super::doctor::target)]
+    pub target: (String, u16),
 }
 
 /// Options of `ztun proxy`.

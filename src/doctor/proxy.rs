@@ -518,5 +518,210 @@ fn ipv6(answer: &Answer) -> Check {
 }
 
 fn milliseconds(time: Duration) -> String {
-    format!("{}.{} ms", time.as_millis(), time.subsec_micros() % 1000 / 100)
+    format!("{:.1} ms", time.as_secs_f64() * 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Status;
+    use super::*;
+    use crate::config::Credentials;
+    use crate::wire::Endpoint;
+
+    const RELAY: &str = "203.0.113.1:5000";
+
+    fn answer(stage: Stage, result: Result<Option<Resolved>, Trouble>) -> Answer {
+        let connected = (stage > Stage::Connecting).then_some(Duration::from_micros(1_500));
+        Answer { stage, connected, path_mtu: None, bound: None, relay: None, result }
+    }
+
+    fn refused(reply: Reply) -> Answer {
+        answer(Stage::Requesting, Err(Trouble::Refused(Failure::Refused(reply))))
+    }
+
+    fn granted() -> Answer {
+        answer(Stage::Requesting, Ok(None))
+    }
+
+    fn resolving(code: u8) -> Answer {
+        let addresses = vec!["192.0.2.7".parse().unwrap()];
+        answer(Stage::Resolving, Ok(Some(Resolved { code, addresses })))
+    }
+
+    fn relayed(bound: &str, result: Result<Option<Resolved>, Trouble>) -> Answer {
+        let bound: SocketAddr = bound.parse().unwrap();
+        let relay = Some(RELAY.parse().unwrap());
+        Answer { bound: Some(Endpoint::from(bound)), relay, ..answer(Stage::Resolving, result) }
+    }
+
+    fn subject(udp: UdpMode) -> Subject {
+        Subject {
+            target: Target::Name("example.com".into(), 80),
+            name: "example.com".into(),
+            port: 80,
+            resolver: "9.9.9.9:53".parse().unwrap(),
+            ipv6: true,
+            udp,
+        }
+    }
+
+    fn well() -> Answers {
+        let resolved = Some(Resolved { code: 0, addresses: vec!["192.0.2.7".parse().unwrap()] });
+        Answers {
+            by_name: granted(),
+            by_tcp: resolving(0),
+            by_udp: Some(relayed(RELAY, Ok(resolved))),
+            by_ipv6: Some(granted()),
+            by_address: Some(("192.0.2.7:80".parse().unwrap(), granted())),
+        }
+    }
+
+    /// Every check by its id.
+    fn judged(answers: &Answers, udp: UdpMode) -> Vec<(&'static str, Status, String)> {
+        let checks = abilities(&subject(udp), answers);
+        for check in &checks {
+            let said = matches!(check.status, Status::Ok | Status::Skipped);
+            assert_eq!(said, check.remedy.is_none(), "{check:?}");
+        }
+        checks.into_iter().map(|check| (check.id, check.status, check.why)).collect()
+    }
+
+    fn status(answers: &Answers, id: &str) -> Status {
+        judged(answers, UdpMode::Auto).into_iter().find(|check| check.0 == id).unwrap().1
+    }
+
+    #[test]
+    fn a_proxy_that_does_all_is_well() {
+        for (id, status, why) in judged(&well(), UdpMode::Auto) {
+            assert_eq!(status, Status::Ok, "{id}: {why}");
+        }
+    }
+
+    /// A proxy that refuses names or addresses is told from a target that cannot be reached.
+    #[test]
+    fn who_refuses_names_or_addresses_is_told_from_a_target_that_is_down() {
+        let names = Answers { by_name: refused(Reply::AddressTypeNotSupported), ..well() };
+        assert_eq!(status(&names, "connect-name"), Status::Warn);
+        let down = || Some(("192.0.2.7:80".parse().unwrap(), refused(Reply::HostUnreachable)));
+        let by_address = Some(("192.0.2.7:80".parse().unwrap(), refused(Reply::AddressTypeNotSupported)));
+        let addresses = Answers { by_address, ..well() };
+        assert_eq!(status(&addresses, "connect-address"), Status::Fail);
+        // The same target, granted by its name and refused by its address.
+        let by_rule = Answers { by_address: down(), ..well() };
+        assert_eq!(status(&by_rule, "connect-address"), Status::Fail);
+        // The target is down, and another one was reached.
+        let target = Answers { by_name: refused(Reply::HostUnreachable), by_address: down(), ..well() };
+        assert_eq!(status(&target, "connect-name"), Status::Warn);
+        assert_eq!(status(&target, "connect-address"), Status::Warn);
+        // Nothing is reached at all.
+        let nothing = Answers { by_tcp: refused(Reply::NetworkUnreachable), ..target };
+        assert_eq!(status(&nothing, "connect-name"), Status::Fail);
+        assert_eq!(status(&nothing, "connect-address"), Status::Fail);
+    }
+
+    #[test]
+    fn a_proxy_without_connect_fails() {
+        let none = Answers { by_name: refused(Reply::CommandNotSupported), ..well() };
+        assert_eq!(status(&none, "connect-name"), Status::Fail);
+    }
+
+    #[test]
+    fn no_udp_is_a_warning_unless_it_was_demanded() {
+        for by_udp in [refused(Reply::CommandNotSupported), answer(Stage::Requesting, Err(Trouble::Silent))] {
+            let answers = Answers { by_udp: Some(by_udp), ..well() };
+            assert_eq!(status(&answers, "udp"), Status::Warn);
+            assert_eq!(status(&answers, "udp-relay"), Status::Skipped);
+            assert_eq!(status(&answers, "dns"), Status::Ok, "by TCP");
+            assert!(
+                judged(&answers, UdpMode::Socks5)
+                    .iter()
+                    .any(|(id, status, _)| (*id, *status) == ("udp", Status::Fail))
+            );
+        }
+        let none = Answers { by_udp: None, ..well() };
+        assert_eq!(status(&none, "udp"), Status::Skipped);
+    }
+
+    #[test]
+    fn a_relay_that_was_replaced_is_said_and_a_dead_one_fails() {
+        let why = |answers: &Answers| judged(answers, UdpMode::Auto).remove(2);
+        let resolved = || Ok(Some(Resolved { code: 0, addresses: Vec::new() }));
+        let (id, found, text) = why(&Answers { by_udp: Some(relayed("0.0.0.0:5000", resolved())), ..well() });
+        assert_eq!((id, found), ("udp", Status::Ok));
+        assert!(text.contains("0.0.0.0:5000") && text.contains(RELAY), "{text}");
+        for trouble in [Trouble::Silent, Trouble::Closed, Trouble::System(io::Error::other("x"))] {
+            let dead = Answers { by_udp: Some(relayed(RELAY, Err(trouble))), ..well() };
+            assert_eq!(status(&dead, "udp-relay"), Status::Fail);
+        }
+        // Neither way leads to the resolver: then it may be the resolver.
+        let by_udp = Some(relayed(RELAY, Err(Trouble::Silent)));
+        let unknown = Answers { by_udp, by_tcp: refused(Reply::HostUnreachable), ..well() };
+        assert_eq!(status(&unknown, "udp-relay"), Status::Warn);
+        assert_eq!(status(&unknown, "dns"), Status::Fail);
+    }
+
+    #[test]
+    fn a_resolver_that_knows_nothing_or_refuses_is_a_warning() {
+        for code in [NO_SUCH_NAME, 2, 5] {
+            let answers = Answers { by_udp: None, by_tcp: resolving(code), ..well() };
+            assert_eq!(status(&answers, "dns"), Status::Warn);
+        }
+    }
+
+    #[test]
+    fn a_proxy_without_ipv6_is_a_warning() {
+        for by_ipv6 in [refused(Reply::NetworkUnreachable), answer(Stage::Requesting, Err(Trouble::Silent))] {
+            assert_eq!(status(&Answers { by_ipv6: Some(by_ipv6), ..well() }, "ipv6-proxy"), Status::Warn);
+        }
+        assert_eq!(status(&Answers { by_ipv6: None, ..well() }, "ipv6-proxy"), Status::Skipped);
+    }
+
+    #[test]
+    fn every_end_of_the_negotiation_has_its_words_and_no_password() {
+        let credentials = Some(Credentials { user: "alice".into(), password: "secret".into() });
+        let proxy = |credentials| Proxy { addr: "203.0.113.1:1080".parse().unwrap(), credentials };
+        let ends = || {
+            [
+                Trouble::System(io::Error::other("broken")),
+                Trouble::Silent,
+                Trouble::Closed,
+                Trouble::Refused(Failure::NoMethod),
+                Trouble::Refused(Failure::Denied),
+                Trouble::Refused(Failure::WrongMethod(1)),
+                Trouble::Refused(Failure::Protocol),
+            ]
+        };
+        for proxy in [proxy(None), proxy(credentials)] {
+            for end in ends() {
+                let checks = admission(&proxy, &answer(Stage::Negotiating, Err(end)), 1500);
+                assert_eq!((checks[0].status, checks[1].status), (Status::Ok, Status::Fail));
+                assert!(!format!("{checks:?}").contains("secret"));
+            }
+            for end in ends().into_iter().take(2) {
+                let checks = admission(&proxy, &answer(Stage::Connecting, Err(end)), 1500);
+                assert_eq!((checks[0].status, checks[1].status), (Status::Fail, Status::Skipped));
+            }
+            assert_eq!(admission(&proxy, &answer(Stage::Negotiating, Ok(None)), 1500)[1].status, Status::Ok);
+        }
+    }
+
+    #[test]
+    fn a_dead_proxy_beside_one_that_can_be_used_is_a_warning() {
+        assert_eq!(spare(Check::fail("proxy", "refused", "start it")).status, Status::Warn);
+        assert_eq!(spare(Check::ok("proxy", "there")).status, Status::Ok);
+    }
+
+    #[test]
+    fn a_path_that_cuts_datagrams_is_a_warning() {
+        let v4 = "203.0.113.1:1080".parse().unwrap();
+        let v6 = "[2001:db8::1]:1080".parse().unwrap();
+        assert_eq!(path_mtu(1500, 1500, v4).status, Status::Ok);
+        assert_eq!(path_mtu(1500, 65_535, v4).status, Status::Ok);
+        let short = path_mtu(1500, 1420, v6);
+        assert_eq!(short.status, Status::Warn);
+        assert_eq!(short.remedy.unwrap(), "--mtu 1398");
+        let quic = path_mtu(1280, 1249, v4);
+        assert!(quic.why.contains("QUIC"), "{}", quic.why);
+        assert_eq!(path_mtu(1500, 0, v6).status, Status::Warn);
+    }
 }

@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn an_answer_that_is_cut_short_says_what_it_has() {
         let whole = answer();
-        assert_eq!(query().answer(&whole[..whole.len() - 1]).unwrap().addresses, []);
+        assert!(query().answer(&whole[..whole.len() - 1]).unwrap().addresses.is_empty());
         assert_eq!(query().answer(&whole[..HEADER + 3]), None);
     }
 

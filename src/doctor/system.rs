@@ -265,3 +265,107 @@ fn judge_local(local: &LocalProxy) -> Check {
 fn name(pid: u32) -> String {
     fs::read_to_string(format!("/proc/{pid}/comm")).map_or("process".into(), |name| name.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Status;
+    use super::*;
+
+    fn os(number: i32) -> io::Error {
+        io::Error::from_raw_os_error(number)
+    }
+
+    const ENOENT: i32 = 2;
+    const EACCES: i32 = 13;
+    const ENODEV: i32 = 19;
+    const ENOSPC: i32 = 28;
+    const EOPNOTSUPP: i32 = 95;
+
+    #[test]
+    fn privilege_is_the_capability_and_not_the_user() {
+        assert_eq!(privilege(Ok(1 << NET_ADMIN), true).status, Status::Ok);
+        assert_eq!(privilege(Ok(!(1 << NET_ADMIN)), true).status, Status::Fail);
+        assert_eq!(privilege(Ok(0), false).status, Status::Ok);
+        assert_eq!(privilege(Err(os(ENOENT)), true).status, Status::Warn);
+        assert!(capabilities().is_ok());
+    }
+
+    #[test]
+    fn each_way_of_having_no_tun_has_its_remedy() {
+        let remedy = |number| tun(Err(os(number)), false, true)[0].remedy.clone().unwrap();
+        assert!(remedy(ENOENT).contains("modprobe tun"));
+        assert!(remedy(EACCES).contains("root"));
+        assert_ne!(remedy(ENODEV), remedy(ENOENT));
+        let other = tun(Err(io::Error::from(io::ErrorKind::InvalidData)), false, true);
+        assert!(other[0].remedy.clone().unwrap().contains("mknod"));
+        assert_eq!((other[0].status, other[1].status), (Status::Fail, Status::Skipped));
+        assert_eq!(tun(Err(os(ENOENT)), true, true)[0].status, Status::Ok, "--tun-fd");
+    }
+
+    #[test]
+    fn offload_is_told_where_the_kernel_has_it() {
+        let judged = |vnet, wanted| tun(Ok(TunDriver { vnet }), false, wanted)[1].status;
+        assert_eq!(judged(true, true), Status::Ok);
+        assert_eq!(judged(false, true), Status::Warn);
+        assert_eq!(judged(true, false), Status::Skipped);
+    }
+
+    #[test]
+    fn a_kernel_without_rules_fails_and_one_without_those_of_ipv6_warns() {
+        let no = || Err(os(EOPNOTSUPP));
+        assert_eq!(policy_routing(false, Ok(()), Ok(())).status, Status::Ok);
+        assert_eq!(policy_routing(false, Ok(()), no()).status, Status::Warn);
+        assert_eq!(policy_routing(false, no(), no()).status, Status::Fail);
+        assert_eq!(policy_routing(true, no(), no()).status, Status::Skipped);
+    }
+
+    #[test]
+    fn sock_diag_matters_to_a_proxy_on_this_machine() {
+        assert_eq!(sock_diag(Ok(()), true).status, Status::Ok);
+        assert_eq!(sock_diag(Err(os(ENOENT)), true).status, Status::Fail);
+        assert_eq!(sock_diag(Err(os(ENOENT)), false).status, Status::Skipped);
+    }
+
+    #[test]
+    fn namespaces_that_are_refused_cost_only_exec() {
+        assert_eq!(namespaces(Ok(())).status, Status::Ok);
+        let refused = namespaces(Err(os(ENOSPC)));
+        assert_eq!(refused.status, Status::Warn);
+        assert!(refused.why.contains("No space"), "{}", refused.why);
+    }
+
+    #[test]
+    fn a_run_on_another_device_is_in_the_way_only_by_the_routes() {
+        let live =
+            |routed| Ok(Remains { live: vec![("ztun1".into(), Some(7))], routed, ..Remains::default() });
+        assert_eq!(running(&Ok(Remains::default()), "ztun0", false, false).status, Status::Ok);
+        let other = running(&live(true), "ztun0", false, false);
+        assert_eq!(other.status, Status::Warn);
+        assert!(other.why.contains("process 7"), "{}", other.why);
+        assert_eq!(running(&live(true), "ztun0", true, false).status, Status::Ok);
+        assert_eq!(running(&live(false), "ztun1", true, false).status, Status::Warn);
+        assert_eq!(running(&live(false), "ztun1", true, true).status, Status::Ok, "--replace");
+        assert_eq!(running(&Err(os(EACCES)), "ztun0", false, false).status, Status::Skipped);
+    }
+
+    #[test]
+    fn what_a_live_run_has_is_nobodys_leftover() {
+        let remains = |journals: &[&str], routed| {
+            let journals = journals.iter().map(|journal| String::from(*journal)).collect();
+            Ok(Remains { journals, routed, changes: vec!["rule add".into()], live: Vec::new() })
+        };
+        assert_eq!(leftovers(&remains(&[], true)).status, Status::Ok);
+        let left = leftovers(&remains(&["ztun0"], false));
+        assert_eq!(left.status, Status::Warn);
+        assert!(left.why.contains("ztun0") && left.why.contains("1 more"), "{}", left.why);
+        assert_eq!(leftovers(&Err(os(EACCES))).status, Status::Skipped);
+    }
+
+    #[test]
+    fn descriptors_are_counted_for_all_flows() {
+        assert_eq!(limits(Ok(100 + 2 * 10 + OTHERS), 100, 10).status, Status::Ok);
+        assert_eq!(limits(Ok(FEWEST), usize::MAX, usize::MAX).status, Status::Warn);
+        assert_eq!(limits(Ok(FEWEST - 1), 65_536, 10).status, Status::Fail);
+        assert_eq!(limits(Err(os(EACCES)), 1, 1).status, Status::Warn);
+    }
+}
