@@ -309,7 +309,7 @@ fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
 fn default_routes(route: &RouteMessage, defaults: &mut Vec<DefaultRoute>) {
     let header = &route.header;
     let everywhere = header.destination_prefix_length == 0 && header.kind == RouteType::Unicast;
-    if !everywhere || table_of(route) != RouteHeader::RT_TABLE_MAIN.into() {
+    if !everywhere || table_of(route) != u32::from(RouteHeader::RT_TABLE_MAIN) {
         return;
     }
     let (mut metric, mut source) = (0, None);
