@@ -22,7 +22,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("outbound", &["time", "rng", "wire", "config"]),
     ("engine", &["time", "rng", "wire", "flow", "stack", "dns", "config", "outbound"]),
     // Below: feature "os".
-    ("tun", &["stack"]),
+    ("tun", &["time", "stack"]),
     // How the kernel is talked to, for those who change its tables and those who watch them.
     ("netlink", &[]),
     ("host", &["config", "outbound", "netlink"]),

@@ -12,6 +12,8 @@
 //!
 //! Giving the device its addresses, and the machine its routes, is the business of `host`.
 
+pub mod lifecycle;
+
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
