@@ -26,9 +26,9 @@ mod wakeup;
 
 pub use clock::Clock;
 pub use service::{Scene, Service, SocketView, Tokens};
-pub use signals::Signals;
+pub use signals::{Signals, Waiter, Woken};
 pub use socket::EgressBinding;
-pub use stop::{DRAIN_PATIENCE, STOP_PATIENCE};
+pub use stop::{Closed, DRAIN_PATIENCE, STOP_PATIENCE};
 
 use crate::engine::{Command, Engine, Output, SocketId};
 use crate::outbound::rule::Proto;
@@ -145,6 +145,7 @@ pub struct Driver<D> {
     services: Vec<Box<dyn Service<D>>>,
     /// A service has asked to stop.
     stop_asked: bool,
+    closed: Closed,
     exhausted_said: Option<Instant>,
 }
 
@@ -194,6 +195,7 @@ impl<D: Device> Driver<D> {
             stopping: None,
             services,
             stop_asked: false,
+            closed: Closed::default(),
             exhausted_said: None,
         };
         driver.register_services()?;
@@ -203,6 +205,11 @@ impl<D: Device> Driver<D> {
     /// The engine, for its counters.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// What was closed since it was asked to stop.
+    pub fn closed(&self) -> Closed {
+        self.closed
     }
 
     /// Closes every socket, and gives back the services and the device, if there is one: what leads into it can be undone before it goes.

@@ -62,6 +62,11 @@ pub trait Service<D> {
     /// The deadline has passed, or the device is gone.
     fn handle_timeout(&mut self, scene: &mut Scene<'_, D>, now: Instant);
 
+    /// The loop was asked to stop: nobody new is listened to from here on. Called before any flow is closed.
+    fn handle_stop(&mut self, scene: &mut Scene<'_, D>) {
+        let _nothing_listens = scene;
+    }
+
     /// Whether it puts a new device where one is gone.
     fn renews_device(&self) -> bool {
         false
@@ -113,6 +118,18 @@ impl<D> Scene<'_, D> {
         })
     }
 
+    /// Lets go of a device that is not what it was; it is renewed as one that is gone.
+    pub fn drop_device(&mut self)
+    where
+        D: Device,
+    {
+        if let Some(mut device) = self.device.take()
+            && let Err(error) = self.registry.deregister(&mut device)
+        {
+            log::debug!("deregister: {error}");
+        }
+    }
+
     /// Has the loop end as one signal does.
     pub fn ask_to_stop(&mut self) {
         *self.stop = true;
@@ -146,7 +163,11 @@ impl<D: Device> Driver<D> {
         }
     }
 
-    fn with_service(&mut self, index: usize, call: impl FnOnce(&mut dyn Service<D>, &mut Scene<'_, D>)) {
+    pub(super) fn with_service(
+        &mut self,
+        index: usize,
+        call: impl FnOnce(&mut dyn Service<D>, &mut Scene<'_, D>),
+    ) {
         let Some(service) = self.services.get_mut(index) else { return };
         let had_device = self.device.is_some();
         let mut scene = Scene {

@@ -1,8 +1,10 @@
 //! Signals as readiness of a file descriptor: the handler writes one octet into a pipe, the loop reads it.
 
+use crate::time::Duration;
 use mio::net::UnixStream;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The read end of the pipe that SIGINT, SIGTERM and SIGHUP are written to.
 #[derive(Debug)]
@@ -23,9 +25,15 @@ impl Signals {
         Signals::take(&[SIGTERM, SIGHUP])
     }
 
+    /// Takes over none: what asks to stop is a waker ([`Signals::waker`]).
+    pub fn none() -> io::Result<Signals> {
+        Signals::take(&[])
+    }
+
     fn take(signals: &[i32]) -> io::Result<Signals> {
         let (pipe, write) = std::os::unix::net::UnixStream::pair()?;
         pipe.set_nonblocking(true)?;
+        write.set_nonblocking(true)?;
         let mut taken = Signals { pipe: UnixStream::from_std(pipe), write, ids: Vec::new() };
         for &signal in signals {
             taken.add(signal)?;
@@ -41,6 +49,17 @@ impl Signals {
     fn add(&mut self, signal: i32) -> io::Result<()> {
         self.ids.push(signal_hook::low_level::pipe::register(signal, self.write.try_clone()?)?);
         Ok(())
+    }
+
+    /// An end of the pipe: an octet that is written to it counts as a signal.
+    pub fn waker(&self) -> io::Result<std::os::unix::net::UnixStream> {
+        self.write.try_clone()
+    }
+
+    /// For whoever waits where there is no loop yet.
+    pub fn waiter(&self) -> io::Result<Waiter> {
+        // The read end: a copy of it is readable as long as nobody has taken the signals.
+        Ok(Waiter(self.pipe.as_fd().try_clone_to_owned()?))
     }
 
     /// How many signals came since the last call.
@@ -59,6 +78,68 @@ impl Signals {
     /// What to register with the poll.
     pub fn source(&mut self) -> &mut UnixStream {
         &mut self.pipe
+    }
+}
+
+/// Sees signals without taking them.
+#[derive(Debug)]
+pub struct Waiter(OwnedFd);
+
+/// What ended a wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Woken {
+    /// What this waiter waits for.
+    Here,
+    /// What the other one waits for.
+    There,
+    /// Neither, in time.
+    Late,
+}
+
+impl Waiter {
+    /// Waits for octets from `stream`, or for its end.
+    pub fn on(stream: std::os::unix::net::UnixStream) -> Waiter {
+        Waiter(stream.into())
+    }
+
+    /// Waits until there is a signal, or `limit` has passed: whether there is one.
+    pub fn wait(&self, limit: Duration) -> io::Result<bool> {
+        let woken = poll(&[&self.0], Some(limit))?;
+        Ok(woken == Some(0))
+    }
+
+    /// Waits for a signal and for `other`, at most for `limit`. When both are there it is the other that is told.
+    pub fn wait_with(&self, other: &Waiter, limit: Option<Duration>) -> io::Result<Woken> {
+        Ok(match poll(&[&other.0, &self.0], limit)? {
+            Some(0) => Woken::There,
+            Some(_) => Woken::Here,
+            None => Woken::Late,
+        })
+    }
+}
+
+/// Waits until one of the descriptors is readable: the first that is.
+fn poll(descriptors: &[&OwnedFd], limit: Option<Duration>) -> io::Result<Option<usize>> {
+    let mut watched: Vec<libc::pollfd> = descriptors
+        .iter()
+        .map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+        .collect();
+    let milliseconds =
+        limit.map_or(-1, |limit| libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX));
+    loop {
+        // SAFETY: the pointer is to as many live pollfds as the count says.
+        let ready = unsafe { libc::poll(watched.as_mut_ptr(), watched.len() as libc::nfds_t, milliseconds) };
+        match ready {
+            0 => return Ok(None),
+            1.. => return Ok(watched.iter().position(|fd| fd.revents != 0)),
+            _ => {
+                let error = io::Error::last_os_error();
+                // A signal that is ours is in its pipe by then.
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
     }
 }
 

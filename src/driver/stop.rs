@@ -27,6 +27,17 @@ pub const DRAIN_PATIENCE: Duration = Duration::from_secs(100);
 /// How long all of it may take once somebody has asked to stop.
 pub const STOP_PATIENCE: Duration = Duration::from_secs(3);
 
+/// What the loop had when it was asked to stop, and how it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Closed {
+    /// TCP flows that were sent FIN.
+    pub tcp_flows: usize,
+    /// Of these, those that were reset in the end.
+    pub reset: usize,
+    /// UDP associations that were closed.
+    pub associations: usize,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Stopping {
     /// The watched process was asked to end; the loop goes on until it has.
@@ -155,6 +166,11 @@ impl<D: Device> Driver<D> {
     }
 
     fn stop(&mut self, exit: Exit, now: Instant) {
+        for index in 0..self.services.len() {
+            self.with_service(index, |service, scene| service.handle_stop(scene));
+        }
+        self.closed.tcp_flows = self.engine.tcp_flows();
+        self.closed.associations = self.engine.associations();
         self.engine.shutdown(now);
         self.stopping = Some(Stopping::Closing { exit, deadline: now + FIN_GRACE, aborted: false });
     }
@@ -181,7 +197,8 @@ impl<D: Device> Driver<D> {
             return Some(exit);
         }
         if now >= deadline {
-            log::debug!("{} flows did not finish in time and are reset", self.engine.tcp_flows());
+            self.closed.reset = self.engine.tcp_flows();
+            log::debug!("{} flows did not finish in time and are reset", self.closed.reset);
             self.engine.abort(now);
             self.give(now);
             self.stopping = Some(Stopping::Closing { exit, deadline, aborted: true });

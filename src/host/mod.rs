@@ -38,7 +38,7 @@ pub use linux::{Outcome, index_of as interface_index};
 #[cfg(target_os = "linux")]
 pub use owner::LocalProxy;
 #[cfg(target_os = "linux")]
-pub use session::{Applied, Report, Step, dry_run, restore, restore_in, up, up_in};
+pub use session::{Applied, Report, Step, dry_run, left_behind, restore, restore_in, restore_own, up, up_in};
 
 #[cfg(not(target_os = "linux"))]
 mod unsupported;

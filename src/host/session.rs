@@ -117,6 +117,15 @@ impl Applied {
         &self.changes
     }
 
+    /// Makes again what went with a device that was deleted and made anew.
+    pub fn refresh(&mut self, device: &str) -> Result<(), HostError> {
+        let _ = device;
+        for change in &self.changes.clone() {
+            let _ = linux::apply(&mut self.netlink, change);
+        }
+        Ok(())
+    }
+
     /// Undoes everything, the latest first, then searches the kernel's tables for anything of ours. What fails is logged, is in the report, and
     /// stays in the journal for [`restore`]. Calling it again tries again what has failed, and does nothing if nothing has.
     pub fn down(&mut self) -> Report {
@@ -216,6 +225,17 @@ pub fn restore_in(dir: &RunDir, device: &str) -> Result<Report, HostError> {
     let _locks = locks(dir, device, true)?;
     let mut netlink = open_netlink()?;
     heal(&mut netlink, &mut Journal::new(dir, device), device, true)
+}
+
+/// What a run of this process on `device` has changed is undone without its help, and without its lock: that run hangs.
+pub fn restore_own(device: &str, no_route: bool) -> Result<Report, HostError> {
+    let mut journal = Journal::new(&RunDir::standard(), device);
+    heal(&mut open_netlink()?, &mut journal, device, !no_route)
+}
+
+/// What the kernel's tables show of ours: the undo of each, most of all after a clean-up, when there must be none.
+pub fn left_behind() -> io::Result<Vec<Change>> {
+    linux::leftovers(&mut Netlink::route()?)
 }
 
 /// What [`up`] would change, each change with its undo; nothing is changed, and no privilege is needed.

@@ -3,9 +3,10 @@
 //! The device is opened inside, the loop stays outside: nothing loops, nothing on the machine is changed, and nothing has to be undone. Without
 //! a proxy of the user's, the embedded one runs in a process of its own, and ends with this one.
 
-use super::{RunError, build, engine, log_totals, machine, probe, proxies, raise_limits};
+use super::setup::{build, engine, log_totals, machine, proxies, raise_limits};
+use super::{RunError, probe};
 use crate::config::{Config, Credentials, Proxy};
-use crate::driver::{DRAIN_PATIENCE, EgressBinding, Exit, Parts, STOP_PATIENCE, Signals, limits};
+use crate::driver::{Clock, DRAIN_PATIENCE, EgressBinding, Exit, Parts, STOP_PATIENCE, Signals, limits};
 use crate::host::HostError;
 use crate::host::netns::{self, Inside};
 use crate::host::process::{Child, end_on_signals, fork, has_terminal, ignore_terminal_signals};
@@ -107,7 +108,7 @@ pub(crate) fn in_namespace(
         watch: Some(watch),
         services: Vec::new(),
     };
-    let mut driver = build(parts, signals)?;
+    let mut driver = build(parts, signals, Clock::new())?;
     log::info!("ready: the command's only way out is {}, to socks5 {}", host.tun, proxies(config));
     let exit = driver.run().map_err(RunError::Loop)?;
     log_totals(driver.engine());

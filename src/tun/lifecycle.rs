@@ -272,10 +272,16 @@ impl<B: Backend> ManagedTun<B> {
     ///
     /// [`LifecycleError::InterfaceNotReady`].
     pub fn backend(&mut self) -> Result<&mut B, LifecycleError> {
-        match self.state {
-            TunState::Ready => Ok(&mut self.backend),
-            state => Err(LifecycleError::InterfaceNotReady { state }),
+        if self.state == TunState::Ready {
+            Ok(&mut self.backend)
+        } else {
+            Err(LifecycleError::InterfaceNotReady { state: self.state })
         }
+    }
+
+    /// The machine, in any state: for what is not the device's use.
+    pub fn machine(&mut self) -> &mut B {
+        &mut self.backend
     }
 
     /// Takes the step to `to`, if there is one.

@@ -207,15 +207,86 @@ fn what_the_machine_refuses_is_said_and_nothing_is_half_done() {
     }
 }
 
-/// F16: the device is deleted by another program: an error, and nothing is left.
+/// T-8, F16: a device that another program deletes is made anew, as often as that happens; connections go on, and nothing is left in the end.
 #[test]
-fn a_deleted_device_ends_the_run_in_order() {
+fn a_deleted_device_is_made_anew_and_flows_go_on() {
+    let Some(world) = world() else { return };
+    let _proxy = world.embedded(&world.server, PROXY);
+    world.echo(&format!("{TARGET}:7"));
+    let before = world.client.state();
+    let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
+    let mut apps = live(&world, 20);
+    for number in 1..=3 {
+        world.client.ok("ip link del ztun0");
+        until("the device is there again", || ztun.log().matches("was made anew").count() == number);
+        for app in &mut apps {
+            talk(app).unwrap();
+        }
+        talk(&mut world.client.connect(&format!("{TARGET}:7")).unwrap()).unwrap();
+    }
+    drop(apps);
+    assert_eq!(ztun.stop(), Some(0), "{}", ztun.log());
+    assert!(ztun.log().contains("err=0 forced="), "{}", ztun.log());
+    assert_eq!(world.client.state(), before, "{}", ztun.log());
+}
+
+/// F16: while something else has the name, there is no device to be had: the run ends in order, and says why.
+#[test]
+fn a_device_that_cannot_be_made_anew_ends_the_run_in_order() {
     let Some(world) = world() else { return };
     let before = world.client.state();
     let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
+    // Faster than it looks: both in one message to the kernel's lock.
+    ztun.signal(libc::SIGSTOP);
+    world.client.ok("ip link del ztun0 && ip link add ztun0 type veth peer name other0");
+    ztun.signal(libc::SIGCONT);
+    assert_eq!(ztun.end(), Some(1), "{}", ztun.log());
+    assert!(ztun.log().contains("cannot be made again"), "{}", ztun.log());
     world.client.ok("ip link del ztun0");
-    assert_eq!(ztun.end(), Some(1));
     assert_eq!(world.client.state(), before, "{}", ztun.log());
+}
+
+/// L-6, F25: a log that nobody reads stops the loop in a system call; asked to stop, the process is gone all the same, and the machine restored.
+#[test]
+fn a_loop_that_hangs_is_ended_with_the_machine_restored() {
+    let Some(world) = world() else { return };
+    let before = world.client.state();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = world.client.command(ZTUN);
+    command.args(["--socks5", PROXY, "--log-level", "trace"]);
+    let mut ztun = world.start_to(command, std::process::Stdio::null(), writer.into());
+    until("it captures", || world.client.ok("ip rule").contains("31348"));
+    // Each packet is a line of the log, until the pipe is full.
+    let flood = world.client.datagrams("0.0.0.0:0");
+    until("it hangs in the log", || {
+        for _ in 0..200 {
+            drop(flood.send_to(b"x", (TARGET, 9)));
+        }
+        std::fs::read_to_string(format!("/proc/{}/wchan", ztun.pid())).unwrap().contains("pipe")
+    });
+    assert_eq!(ztun.stop(), Some(9));
+    assert_eq!(world.client.state(), before);
+    drop(reader);
+}
+
+/// F25: nobody listens to the log any more: it runs on, and ends in order.
+#[test]
+fn a_log_pipe_that_is_closed_does_not_matter() {
+    let Some(world) = world() else { return };
+    let _proxy = world.embedded(&world.server, PROXY);
+    world.echo(&format!("{TARGET}:7"));
+    let before = world.client.state();
+    let (reader, writer) = std::io::pipe().unwrap();
+    let mut command = world.client.command(ZTUN);
+    command.args(["--socks5", PROXY, "--log-level", "trace"]);
+    let mut ztun = world.start_to(command, std::process::Stdio::null(), writer.into());
+    drop(reader);
+    until("it captures", || world.client.ok("ip rule").contains("31348"));
+    for _ in 0..10 {
+        talk(&mut world.client.connect(&format!("{TARGET}:7")).unwrap()).unwrap();
+    }
+    assert_eq!(ztun.stop(), Some(0));
+    assert_eq!(world.client.state(), before);
 }
 
 /// F20: what others change while it runs stays when it ends.

@@ -1,0 +1,165 @@
+//! The device of a run, and what leads into it: what the states of [`ManagedTun`](crate::tun::lifecycle::ManagedTun) do to this machine.
+
+use super::cleanup::{CleanupItem, CleanupResult};
+use super::setup::proxy_addresses;
+use crate::config::Config;
+use crate::driver::{Clock, Waiter};
+use crate::host::{self, Applied, HostError, LocalProxy};
+use crate::time::{Duration, Instant};
+use crate::tun::lifecycle::{Backend, StepError};
+use crate::tun::{Device, OpenError, Tun};
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+
+/// This machine.
+#[derive(Debug)]
+pub(super) struct Machine {
+    config: Config,
+    /// A proxy of this machine that a routing rule keeps outside, if one does.
+    local: Option<LocalProxy>,
+    clock: Clock,
+    waiter: Waiter,
+    applied: Option<Rc<RefCell<Applied>>>,
+    name: String,
+    /// The kernel's number of the device: another one under the same name is another device.
+    index: Option<u32>,
+    /// What became of each change, for the report.
+    items: Vec<CleanupItem>,
+}
+
+impl Machine {
+    /// Nothing is done yet.
+    pub(super) fn new(config: &Config, local: Option<LocalProxy>, clock: Clock, waiter: Waiter) -> Machine {
+        Machine {
+            name: config.host.tun.clone(),
+            config: config.clone(),
+            local,
+            clock,
+            waiter,
+            applied: None,
+            index: None,
+            items: Vec::new(),
+        }
+    }
+
+    /// The changes, for whoever makes them follow the network.
+    pub(super) fn applied(&self) -> Option<Rc<RefCell<Applied>>> {
+        self.applied.clone()
+    }
+
+    /// The device's name.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether a device that is gone can be made again: one that was handed to us cannot.
+    pub(super) fn renewable(&self) -> bool {
+        self.config.host.tun_fd.is_none()
+    }
+
+    /// What became of each change since the last call.
+    pub(super) fn take_items(&mut self) -> Vec<CleanupItem> {
+        core::mem::take(&mut self.items)
+    }
+
+    /// The local proxy again, for who tells its flows.
+    pub(super) fn take_local(&mut self) -> Option<LocalProxy> {
+        self.local.take()
+    }
+
+    fn remember(&mut self, device: &Tun) {
+        device.name().clone_into(&mut self.name);
+        self.index = host::interface_index(&self.name).ok();
+    }
+}
+
+impl Backend for Machine {
+    type Device = Tun;
+
+    fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    fn pause(&mut self, pause: Duration) -> bool {
+        matches!(self.waiter.wait(pause), Ok(false))
+    }
+
+    fn open(&mut self) -> Result<Tun, StepError> {
+        let host = &self.config.host;
+        let opened = match host.tun_fd {
+            Some(fd) => Tun::from_raw(fd, host.mtu),
+            None => Tun::open(&host.tun, host.mtu, host.offload),
+        };
+        opened.map_err(open_error)
+    }
+
+    fn configure(&mut self, device: &Tun) -> Result<(), StepError> {
+        self.remember(device);
+        let proxies = proxy_addresses(&self.config);
+        let applied = host::up(&self.config.host, &self.name, &proxies, self.local.as_ref());
+        self.applied = Some(Rc::new(RefCell::new(applied.map_err(host_error)?)));
+        Ok(())
+    }
+
+    fn reconfigure(&mut self, device: &Tun) -> Result<(), StepError> {
+        self.remember(device);
+        let Some(applied) = &self.applied else { return Ok(()) };
+        applied.borrow_mut().refresh(&self.name).map(drop).map_err(host_error)
+    }
+
+    fn unconfigure(&mut self) -> Vec<String> {
+        let Some(applied) = &self.applied else { return Vec::new() };
+        let report = applied.borrow_mut().down();
+        let mut failed = report.problems.clone();
+        for step in &report.steps {
+            let result = match &step.result {
+                Ok(host::Outcome::Done) => CleanupResult::Ok,
+                Ok(host::Outcome::Already) => CleanupResult::Skipped,
+                Err(error) => {
+                    failed.push(step.change.to_string());
+                    CleanupResult::Error(error.to_string())
+                }
+            };
+            let kind = step.change.kind();
+            self.items.push(CleanupItem { kind, id: step.change.to_string(), result, ms: 0 });
+        }
+        failed
+    }
+
+    fn close(&mut self, device: Tun) {
+        drop(device);
+    }
+
+    fn left(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
+        if self.renewable() && self.index.is_some() && self.index == host::interface_index(&self.name).ok() {
+            left.push(format!("the device {}", self.name));
+        }
+        if self.applied.is_none() || self.config.host.no_route {
+            return left;
+        }
+        match host::left_behind() {
+            Ok(found) => left.extend(found.iter().map(|undo| format!("what `{undo}` would undo"))),
+            Err(error) => left.push(format!("what the kernel did not tell: {error}")),
+        }
+        left
+    }
+
+    fn is_whole(&mut self) -> bool {
+        self.index.is_some() && self.index == host::interface_index(&self.name).ok()
+    }
+}
+
+fn open_error(error: OpenError) -> StepError {
+    StepError { what: error.what, source: error.source, remedy: error.remedy }
+}
+
+fn host_error(error: HostError) -> StepError {
+    StepError { what: error.what, source: error.source, remedy: error.remedy }
+}
+
+/// An error of the loop that a device without a successor is.
+pub(super) fn gone(name: &str, why: &dyn std::fmt::Display) -> io::Error {
+    io::Error::other(format!("the device {name} is gone and cannot be made again: {why}"))
+}

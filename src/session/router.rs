@@ -1,0 +1,175 @@
+//! The router as a session's work: sets up, runs the loop, and takes everything down in order.
+
+use super::cleanup::{Cleanup, CleanupItem, CleanupReport, CleanupResult, Descriptors};
+use super::device::Machine;
+use super::keeper::Keeper;
+use super::setup::{self, binding, local_proxies, log_totals, owner, raise_limits, routed};
+use super::state::{Work, nested};
+use super::watchdog;
+use super::{Ended, RunError, notify, probe};
+use crate::config::Config;
+use crate::driver::{Clock, Driver, Exit, Parts, Service, Signals, Waiter};
+use crate::time::{Duration, Instant};
+use crate::tun::Tun;
+use crate::tun::lifecycle::{LifecycleError, ManagedTun, Options};
+use std::cell::RefCell;
+use std::io;
+use std::net::TcpListener;
+use std::rc::Rc;
+
+/// How long everything may take from the moment somebody asked to stop, L-6.
+const SIGNAL_LIMIT: Duration = Duration::from_secs(3);
+
+/// The router of one configuration.
+#[derive(Debug)]
+pub struct Router {
+    config: Config,
+    clock: Clock,
+}
+
+/// What a set-up has made.
+struct SetUp {
+    driver: Driver<Tun>,
+    tun: Rc<RefCell<ManagedTun<Machine>>>,
+    /// Why the keeper has given the device up.
+    lost: Rc<RefCell<Option<io::Error>>>,
+}
+
+impl Router {
+    /// The router of `config`.
+    pub fn new(config: Config, clock: Clock) -> Router {
+        Router { config, clock }
+    }
+
+    /// Everything up to the point where traffic flows. `None` when somebody asked to stop meanwhile: nothing is left then.
+    fn set_up(&self, signals: Signals) -> Result<Option<SetUp>, RunError> {
+        let config = &self.config;
+        let waiter = || signals.waiter().map_err(setup::machine("cannot watch for signals", LIMIT));
+        let asked = waiter()?;
+        raise_limits();
+        let binding = binding(config)?;
+        if config.require_proxy {
+            probe::any(&config.engine.proxies, &binding, config.engine.connect_timeout)
+                .map_err(|why| RunError::Proxy { why })?;
+        }
+        let mut locals = local_proxies(config)?;
+        let first = if locals.is_empty() { None } else { Some(locals.remove(0)) };
+        if stop_asked(&asked) {
+            return Ok(None);
+        }
+        let machine = Machine::new(config, first, self.clock, waiter()?);
+        let tun = Rc::new(RefCell::new(ManagedTun::new(machine, Options::default())));
+        let device = match tun.borrow_mut().initialize() {
+            Ok(device) => device,
+            Err(LifecycleError::Cancelled) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        if let Ok(machine) = tun.borrow_mut().backend() {
+            locals.splice(..0, machine.take_local());
+        }
+        let owner = owner(config, locals);
+        let engine = setup::engine(config, &device, owner.is_some())?;
+        let lost = Rc::new(RefCell::new(None));
+        let services = self.services(&tun, &device, &lost);
+        let parts = Parts { device, engine, binding, owner, watch: None, services };
+        let driver = setup::build(parts, signals, self.clock)?;
+        Ok(Some(SetUp { driver, tun, lost }))
+    }
+
+    /// What the loop drives besides packets and sockets.
+    fn services(
+        &self,
+        tun: &Rc<RefCell<ManagedTun<Machine>>>,
+        device: &Tun,
+        lost: &Rc<RefCell<Option<io::Error>>>,
+    ) -> Vec<Box<dyn Service<Tun>>> {
+        let mut services: Vec<Box<dyn Service<Tun>>> = Vec::new();
+        if tun.borrow_mut().backend().is_ok_and(|machine| machine.renewable()) {
+            services.push(Box::new(Keeper::new(Rc::clone(tun), device, Rc::clone(lost), self.clock)));
+        }
+        services
+    }
+
+    /// Closes and undoes everything, in order.
+    fn take_down(&self, set_up: SetUp, exit: Option<Exit>, before: &Descriptors) -> CleanupReport {
+        let SetUp { driver, tun, lost: _ } = set_up;
+        let mut cleanup = Cleanup::begin(self.clock);
+        let limit = nested(SIGNAL_LIMIT, Instant::from_micros(u64::MAX), self.clock.now());
+        let closed = driver.closed();
+        let flows = if exit == Some(Exit::Forced) || closed.reset > 0 {
+            CleanupResult::Forced
+        } else {
+            CleanupResult::Ok
+        };
+        cleanup.step("udp", &format!("{} associations", closed.associations), || CleanupResult::Ok);
+        cleanup.step("tcp", &format!("{} flows, {} reset", closed.tcp_flows, closed.reset), || flows);
+        let mut parts = None;
+        cleanup.step("proxy", "its connections", || {
+            parts = Some(driver.into_parts());
+            CleanupResult::Ok
+        });
+        let (services, device) = parts.unwrap_or_default();
+        cleanup.step("control", &format!("{} services", services.len()), || {
+            drop(services);
+            CleanupResult::Ok
+        });
+        let mut tun = tun.borrow_mut();
+        let begun = self.clock.now();
+        let cleaned = match device {
+            Some(device) => tun.cleanup(device, limit),
+            None => tun.force_cleanup(None),
+        };
+        for item in tun.machine().take_items() {
+            cleanup.add(item);
+        }
+        let result =
+            cleaned.map_or_else(|error| CleanupResult::Error(error.to_string()), |()| CleanupResult::Ok);
+        let ms = self.clock.now().since(begun).as_millis().try_into().unwrap_or(u64::MAX);
+        cleanup.add(CleanupItem { kind: "device", id: tun.machine().name().to_owned(), result, ms });
+        let ports = self.config.metrics.filter(|addr| addr.port() != 0 && TcpListener::bind(addr).is_err());
+        cleanup.finish(before.leaked(), ports.into_iter().count())
+    }
+}
+
+const LIMIT: &str = "raise the limit on open files (`ulimit -n`)";
+
+fn stop_asked(waiter: &Waiter) -> bool {
+    matches!(waiter.wait(Duration::ZERO), Ok(true))
+}
+
+impl Work for Router {
+    type End = Result<Ended, RunError>;
+
+    fn run(&self, signals: Signals, ready: &dyn Fn()) -> (Result<Ended, RunError>, CleanupReport) {
+        let before = Descriptors::open();
+        let mut set_up = match self.set_up(signals) {
+            Ok(Some(set_up)) => set_up,
+            Ok(None) => return (Ok(Ended::Stopped), CleanupReport::default()),
+            Err(error) => return (Err(error), CleanupReport::default()),
+        };
+        let name = set_up.tun.borrow_mut().machine().name().to_owned();
+        log::info!("ready: {}", routed(&self.config, &name));
+        notify::ready();
+        ready();
+        let result = set_up.driver.run();
+        notify::stopping();
+        log_totals(set_up.driver.engine());
+        let lost = set_up.lost.borrow_mut().take();
+        let report = self.take_down(set_up, result.as_ref().ok().copied(), &before);
+        log::info!("{}", report.summary());
+        let ended = match (result, lost) {
+            (Err(error), _) | (Ok(_), Some(error)) => Err(RunError::Loop(error)),
+            (Ok(Exit::Stopped | Exit::Watched), None) => Ok(Ended::Stopped),
+            (Ok(Exit::Forced), None) => Ok(Ended::Forced),
+        };
+        let ended = match ended {
+            Ok(_) if !report.is_ok() => Err(RunError::Cleanup { report: report.to_string() }),
+            ended => ended,
+        };
+        (ended, report)
+    }
+
+    fn force(&self) -> CleanupReport {
+        watchdog::restore(&self.config.host, self.clock)
+    }
+}
