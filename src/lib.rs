@@ -21,6 +21,8 @@ pub mod engine;
 
 #[cfg(feature = "os")]
 pub mod cli;
+#[cfg(feature = "os")]
+pub mod control;
 #[cfg(all(feature = "os", target_os = "linux"))]
 pub mod demo;
 #[cfg(all(feature = "os", target_os = "linux"))]

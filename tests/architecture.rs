@@ -47,7 +47,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
 const PURE: usize = 9;
 
 /// Crates, and the modules that may name them. One that is not here may be named nowhere.
-const CRATES: [(&str, &[&str]); 17] = [
+const CRATES: [(&str, &[&str]); 18] = [
     (
         "log",
         &[
@@ -71,6 +71,7 @@ const CRATES: [(&str, &[&str]); 17] = [
     ("serde_json", &["control", "doctor", "cli"]),
     ("toml", &["cli"]),
     ("prometheus_client", &["control"]),
+    ("httparse", &["control"]),
 ];
 
 /// The rest of the netlink family and the oracle of the tests, known by name like those above.

@@ -17,6 +17,7 @@
 
 pub mod clock;
 pub mod limits;
+pub mod peer;
 mod service;
 pub mod signals;
 pub mod socket;

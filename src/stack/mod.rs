@@ -21,9 +21,11 @@ mod icmp;
 mod ingress;
 mod limit;
 mod reassembly;
+mod stats;
 mod tcp;
 
 pub use egress::Datagram;
+pub use stats::{DropReason, Stats};
 pub use tcp::Tcp;
 pub use tcp::inspect::{TcpCounts, TcpInfo, TcpState};
 
@@ -174,78 +176,6 @@ pub enum Refusal {
     Icmp(Unreachable),
     /// Nothing at all: for the `drop` outbound only.
     Silent,
-}
-
-/// Why a packet was not acted on. Every variant has a counter in [`Stats`].
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[repr(u8)]
-pub enum DropReason {
-    /// IP header malformed or truncated.
-    BadIp,
-    /// Source address that nothing may come from (unspecified, loopback, multicast, broadcast, the destination itself).
-    BadSource,
-    /// Multicast, broadcast or link-local destination.
-    Noise,
-    /// Fragment that is malformed, overlaps (RFC 5722) or finds the reassembler full.
-    BadFragment,
-    /// Upper-layer protocol that is not handled (answered with ICMP where the RFC says so).
-    Protocol,
-    /// TCP header malformed.
-    BadTcp,
-    /// TCP or UDP or ICMP checksum wrong.
-    BadChecksum,
-    /// UDP header malformed.
-    BadUdp,
-    /// ICMP malformed.
-    BadIcmp,
-    /// ICMP that is not asked for, does not fit a flow, or is ignored by rule.
-    IcmpIgnored,
-    /// A table or queue is full.
-    Full,
-    /// A TCP segment outside the window, or otherwise unacceptable (answered where the RFC says so).
-    Unacceptable,
-    /// A TCP segment for no flow (answered with RST where the RFC says so).
-    NoFlow,
-    /// Timestamp too old (PAWS) or missing.
-    Paws,
-    /// Echo mode is drop.
-    EchoOff,
-}
-
-impl DropReason {
-    /// Number of variants.
-    pub const COUNT: usize = 15;
-}
-
-/// Counters since the start; they wrap never in practice (64 bits).
-#[derive(Clone, Debug, Default)]
-pub struct Stats {
-    /// Packets taken in.
-    pub packets_in: u64,
-    /// Packets given out.
-    pub packets_out: u64,
-    /// Drops by reason, indexed by `DropReason as usize`.
-    pub drops: [u64; DropReason::COUNT],
-    /// Segments retransmitted.
-    pub retransmits: u64,
-    /// Retransmission time-outs.
-    pub timeouts: u64,
-    /// Challenge ACKs sent.
-    pub challenge_acks: u64,
-    /// RST segments sent.
-    pub resets_sent: u64,
-    /// ICMP errors sent.
-    pub icmp_errors_sent: u64,
-    /// ICMP errors withheld by the rate limit.
-    pub icmp_errors_limited: u64,
-    /// Echo requests answered.
-    pub echoes: u64,
-    /// SYNs refused because a table was full.
-    pub syn_refused_full: u64,
-    /// SYNs passed over because the SYN queue was full of connections being made.
-    pub syn_dropped_full: u64,
-    /// Flows accepted to ESTABLISHED.
-    pub established: u64,
 }
 
 /// What to do with echo requests.

@@ -1,0 +1,28 @@
+//! What a running router tells about itself, and what may be changed while it runs.
+//!
+//! # Theory of operation
+//!
+//! ```text
+//!  octets ──▶ conversation ──▶ protocol ──▶ server ──▶ engine          the control socket: one JSON object a line
+//!  octets ──▶ http ──▶ metrics ──▶ engine                              metrics and health for monitoring
+//! ```
+//!
+//! `protocol` and `conversation`, and `http` for metrics, are machines without sockets: whatever octets come, they hold a bounded number and never
+//! fail. `desk` gives them sockets, as a [`Service`](crate::driver::Service) of the loop, so that a question is answered between two packets by the one
+//! thread that owns everything, and no lock is needed. `report` and `counters` put the engine into words. `client` asks from another process.
+//!
+//! The protocol is described in `docs/CONTROL.md`.
+
+mod conversation;
+mod counters;
+mod desk;
+mod http;
+mod metrics;
+pub mod protocol;
+mod report;
+mod server;
+mod talk;
+mod web;
+
+pub use server::{Surroundings, service};
+pub use web::service as metrics_service;
