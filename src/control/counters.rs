@@ -66,7 +66,7 @@ fn engine_counters(stats: &EngineStats) -> Vec<Counter> {
         count(
             "flows_kept_outside",
             kept_outside,
-            "Flows of the local proxy that were kept outside the tunnel",
+            "Flows of the local proxy that were kept outside the tunnel.",
         ),
         count("loops_detected", loops, "Routing loops detected."),
         count("associations_evicted", associations_evicted, "UDP associations that gave way to others."),
@@ -107,7 +107,20 @@ fn stack_counters(stats: &Stats) -> Vec<Counter> {
 }
 
 fn dns_counters(stats: &DnsStats) -> Vec<Counter> {
-    let DnsStats { queries, repeated, answers, timeouts, unmatched, evicted, malformed } = *stats;
+    let DnsStats {
+        queries,
+        repeated,
+        answers,
+        timeouts,
+        unmatched,
+        evicted,
+        malformed,
+        redirected,
+        // What was counted in all, by the way it went.
+        udp,
+        tcp,
+        direct,
+    } = *stats;
     vec![
         count("dns_queries", queries, "DNS queries, repeated ones included."),
         count("dns_repeated", repeated, "DNS queries that repeated one in flight."),
@@ -116,6 +129,28 @@ fn dns_counters(stats: &DnsStats) -> Vec<Counter> {
         count("dns_unmatched", unmatched, "DNS answers that matched no query."),
         count("dns_evicted", evicted, "DNS queries forgotten for lack of space."),
         count("dns_malformed", malformed, "Messages on port 53 that are no queries or answers."),
+        count(
+            "dns_redirected",
+            redirected,
+            "DNS queries that went to another server than the app addressed.",
+        ),
+        count("dns_udp_queries", udp.queries, "DNS queries through the proxy as datagrams."),
+        count("dns_udp_answers", udp.answers, "DNS answers through the proxy as datagrams."),
+        count(
+            "dns_udp_timeouts",
+            udp.timeouts,
+            "DNS queries through the proxy as datagrams, without an answer.",
+        ),
+        count("dns_tcp_queries", tcp.queries, "DNS queries through the proxy over TCP."),
+        count("dns_tcp_answers", tcp.answers, "DNS answers through the proxy over TCP."),
+        count("dns_tcp_timeouts", tcp.timeouts, "DNS queries through the proxy over TCP, without an answer."),
+        count("dns_direct_queries", direct.queries, "DNS queries out of the egress interface."),
+        count("dns_direct_answers", direct.answers, "DNS answers from the egress interface."),
+        count(
+            "dns_direct_timeouts",
+            direct.timeouts,
+            "DNS queries out of the egress interface, without an answer.",
+        ),
     ]
 }
 

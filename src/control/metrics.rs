@@ -6,7 +6,7 @@ use super::counters::{Counter, counters, drops, rejections};
 use super::protocol::{RunState, Status};
 use crate::engine::Engine;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -67,17 +67,28 @@ pub(super) fn readiness(status: &Status) -> Result<(), &'static str> {
 #[derive(Debug)]
 struct Scrape(Vec<Metric>);
 
+impl Value {
+    fn encode(&self, sample: MetricEncoder<'_>) -> Result<(), fmt::Error> {
+        match self {
+            Value::Count(count) => ConstCounter::new(*count).encode(sample),
+            Value::Level(level) => ConstGauge::new(*level).encode(sample),
+        }
+    }
+}
+
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         for metric in &self.0 {
             let mut samples =
                 encoder.encode_descriptor(metric.name, metric.help, metric.unit.as_ref(), metric.kind)?;
+            if let [(labels, value)] = &metric.samples[..]
+                && labels.is_empty()
+            {
+                value.encode(samples)?;
+                continue;
+            }
             for (labels, value) in &metric.samples {
-                let sample = samples.encode_family(labels)?;
-                match value {
-                    Value::Count(count) => ConstCounter::new(*count).encode(sample)?,
-                    Value::Level(level) => ConstGauge::new(*level).encode(sample)?,
-                }
+                value.encode(samples.encode_family(labels)?)?;
             }
         }
         Ok(())
