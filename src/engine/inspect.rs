@@ -167,7 +167,7 @@ impl Engine {
             tcp,
             associations: self.nat.len(),
             association_capacity: self.association_capacity(),
-            sockets: self.sockets.len(),
+            sockets: self.sockets(),
             dns_in_flight: self.dns.len(),
             proxies: proxies.collect(),
             memory: Memory {

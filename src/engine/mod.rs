@@ -21,11 +21,12 @@
 //! # Files
 //!
 //! `inspect` is what reports are made of, `reconfigure` what may change while it runs; `tcp` opens and ends TCP flows, `relay` moves their octets, `udp` keeps associations, `pool` dials proxies and keeps warm
-//! connections, `guard` stops loops, `dns` finds a server for names, `socket` names sockets.
+//! connections, `guard` stops loops, `network` follows the machine's network, `dns` finds a server for names, `socket` names sockets.
 
 mod dns;
 mod guard;
 mod inspect;
+mod network;
 mod pool;
 mod reconfigure;
 mod relay;
@@ -34,6 +35,7 @@ mod tcp;
 mod udp;
 
 pub use inspect::{FlowInfo, FlowPage, FlowPhase, Memory, Outbound, ProxyInfo, Snapshot};
+pub use network::NetworkLoss;
 pub use pool::ProxyTrouble;
 pub use socket::SocketId;
 
@@ -48,6 +50,7 @@ use crate::time::Instant;
 use crate::wire::Endpoint;
 use core::net::SocketAddr;
 use guard::LoopGuard;
+use network::Network;
 use pool::Pool;
 use socket::{Half, Purpose, Socket, Sockets, Stage, TcpSocket, Via};
 use std::collections::VecDeque;
@@ -254,6 +257,9 @@ pub struct Engine {
     /// Octets of datagrams that wait for their association.
     nat_queued: usize,
     pool: Pool,
+    network: Network,
+    /// Sockets that the driver does not have.
+    held: usize,
     guard: LoopGuard,
     /// Whether flows are identified before they are routed (a proxy runs on this machine).
     identify: bool,
@@ -283,6 +289,8 @@ impl Engine {
             nat_order: LruList::new(),
             nat_queued: 0,
             pool: Pool::new(config.pool, config.proxies.len()),
+            network: Network::Unwatched,
+            held: 0,
             guard: LoopGuard::new(rng.keyed_hash(), rng.keyed_hash()),
             identify,
             commands: VecDeque::new(),
@@ -442,7 +450,7 @@ impl Engine {
 
     /// Sockets the driver holds for the engine.
     pub fn sockets(&self) -> usize {
-        self.sockets.len()
+        self.sockets.len().saturating_sub(self.held)
     }
 
     /// UDP associations.
@@ -474,6 +482,10 @@ impl Engine {
     fn close_socket(&mut self, socket: SocketId, abort: bool) {
         let Some(removed) = self.sockets.remove(socket) else { return };
         self.socket_timers.cancel(socket.index());
+        if let Socket::Tcp(TcpSocket { stage: Stage::Held, .. }) = removed {
+            self.held = self.held.saturating_sub(1);
+            return;
+        }
         self.commands.push_back(Command::Close { socket, abort });
         if let Socket::Tcp(TcpSocket { purpose: Purpose::Pool, via: Via::Proxy(proxy), stage }) = removed
             && matches!(stage, Stage::Dialling | Stage::Handshake { .. })

@@ -7,6 +7,7 @@
 //!
 //! Of several proxies the first that is not known to be down is used; one that could not be reached is tried again after [`RETRY_AFTER`].
 
+use super::network::Network;
 use super::socket::{Purpose, Socket, Stage, TcpSocket, Via, new_client};
 use super::{Command, Egress, Engine, SocketError, SocketId};
 use crate::outbound::socks5::Failure;
@@ -117,6 +118,14 @@ impl Pool {
         self.udp_refused = Some(now);
     }
 
+    /// What was found out on another network counts no more.
+    pub(super) fn forgive(&mut self) {
+        self.udp_refused = None;
+        for state in &mut self.proxies {
+            state.down_since = None;
+        }
+    }
+
     /// Whether it is worth asking for an association.
     pub(super) fn udp_usable(&self, now: Instant) -> bool {
         self.udp_refused.is_none_or(|since| now.since(since) >= UDP_RETRY_AFTER)
@@ -199,7 +208,11 @@ impl Engine {
     fn fill_pool(&mut self, proxy: usize, now: Instant) {
         let size = self.pool.size;
         let Some(state) = self.pool.proxies.get_mut(proxy) else { return };
-        if self.stopping || state.down_since.is_some() || state.warm.len() + state.filling >= size {
+        if self.stopping
+            || self.network == Network::Gone
+            || state.down_since.is_some()
+            || state.warm.len() + state.filling >= size
+        {
             return;
         }
         state.filling += 1;

@@ -35,10 +35,10 @@ impl Engine {
             let place = places.get(old).copied().flatten();
             tcp.via = Via::Proxy(place.unwrap_or(GONE));
             match tcp.stage {
-                Stage::Dialling | Stage::Handshake { .. } if place.is_none() => {
+                Stage::Dialling | Stage::Held | Stage::Handshake { .. } if place.is_none() => {
                     unanswered.push((socket, tcp.purpose));
                 }
-                Stage::Dialling | Stage::Handshake { .. } => {}
+                Stage::Dialling | Stage::Held | Stage::Handshake { .. } => {}
                 Stage::Warm { .. } | Stage::Relay { .. } | Stage::Control => {}
             }
         }

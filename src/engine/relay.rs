@@ -19,7 +19,9 @@ impl Engine {
         let socket = self.link_socket(flow);
         let upload = socket.and_then(|socket| self.sockets.tcp(socket)).map(|tcp| match &tcp.stage {
             Stage::Relay { upload, .. } => Some(*upload),
-            Stage::Dialling | Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Control => None,
+            Stage::Dialling | Stage::Held | Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Control => {
+                None
+            }
         });
         match (socket, upload) {
             (Some(socket), Some(Some(Half::Open))) => return Output::Stream { socket, flow, payload },
@@ -57,7 +59,7 @@ impl Engine {
     pub fn read_space(&mut self, socket: SocketId) -> Option<(&mut [u8], &mut [u8])> {
         let tcp = self.sockets.tcp(socket)?;
         match (&tcp.stage, tcp.purpose) {
-            (Stage::Dialling, _) => None,
+            (Stage::Dialling | Stage::Held, _) => None,
             (Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Control, _) => {
                 Some((&mut self.scratch, &mut []))
             }
@@ -76,8 +78,10 @@ impl Engine {
     pub fn read_done(&mut self, socket: SocketId, octets: usize, now: Instant) {
         let Some(tcp) = self.sockets.tcp(socket) else { return };
         match (&tcp.stage, tcp.purpose) {
-            (Stage::Dialling | Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Control, _)
-                if octets == 0 => {}
+            (
+                Stage::Dialling | Stage::Held | Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Control,
+                _,
+            ) if octets == 0 => {}
             (Stage::Relay { .. }, Purpose::Flow(flow)) => {
                 self.stats.download_octets += octets as u64;
                 if let Some(mut tcp) = self.stack.tcp(flow) {
@@ -87,7 +91,7 @@ impl Engine {
             (Stage::Handshake { .. }, _) => self.handshake_input(socket, octets, now),
             // A server that speaks without being asked is not to be trusted with a request.
             (Stage::Warm { .. }, _) => self.pool_lost(socket),
-            (Stage::Dialling | Stage::Control | Stage::Relay { .. }, _) => {}
+            (Stage::Dialling | Stage::Held | Stage::Control | Stage::Relay { .. }, _) => {}
         }
     }
 
@@ -116,7 +120,14 @@ impl Engine {
                 self.remove_association(association);
             }
             (Stage::Warm { .. }, _) => self.pool_lost(socket),
-            (Stage::Dialling | Stage::Handshake { .. } | Stage::Relay { .. } | Stage::Control, _) => {
+            (
+                Stage::Dialling
+                | Stage::Held
+                | Stage::Handshake { .. }
+                | Stage::Relay { .. }
+                | Stage::Control,
+                _,
+            ) => {
                 self.tcp_socket_failed(socket, SocketError::Reset, now);
             }
         }
@@ -134,7 +145,10 @@ impl Engine {
                 let (first, second) = self.stack.tcp(flow)?.into_recv();
                 (!first.is_empty()).then_some((first, second))
             }
-            (Stage::Dialling | Stage::Warm { .. } | Stage::Relay { .. } | Stage::Control, _) => None,
+            (
+                Stage::Dialling | Stage::Held | Stage::Warm { .. } | Stage::Relay { .. } | Stage::Control,
+                _,
+            ) => None,
         }
     }
 
@@ -150,7 +164,10 @@ impl Engine {
                 }
                 self.finish_upload(socket, flow);
             }
-            (Stage::Dialling | Stage::Warm { .. } | Stage::Relay { .. } | Stage::Control, _) => {}
+            (
+                Stage::Dialling | Stage::Held | Stage::Warm { .. } | Stage::Relay { .. } | Stage::Control,
+                _,
+            ) => {}
         }
     }
 
@@ -172,7 +189,10 @@ impl Engine {
                 }
             }
             Some(Stage::Relay { .. }) => self.discard_received(flow, now),
-            Some(Stage::Dialling | Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Control) | None => {}
+            Some(
+                Stage::Dialling | Stage::Held | Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Control,
+            )
+            | None => {}
         }
     }
 

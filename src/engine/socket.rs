@@ -59,6 +59,9 @@ pub(super) enum Half {
 pub(super) enum Stage {
     /// connect(2) is under way.
     Dialling,
+    /// There is no way out of the machine at present: the driver has no socket. It is dialled again when the network has changed, or
+    /// given up when its time is over.
+    Held,
     /// SOCKS5 is spoken. `reused`: the connection came out of the pool, so that its failure before any answer says nothing about the target.
     Handshake {
         /// The dialogue.

@@ -11,6 +11,7 @@
 
 use super::guard::Attempt;
 use super::inspect::FlowPhase;
+use super::network::Network;
 use super::pool::ProxyTrouble;
 use super::socket::{Half, Purpose, Socket, Stage, TcpSocket, Via};
 use super::udp::Way;
@@ -354,7 +355,7 @@ impl Engine {
         }
     }
 
-    fn flow_denied(&mut self, flow: FlowId, via: Via, denial: Denial, now: Instant) {
+    pub(super) fn flow_denied(&mut self, flow: FlowId, via: Via, denial: Denial, now: Instant) {
         let Some(&Link { remote, .. }) = self.link(flow) else { return };
         self.refuse_flow(flow, refusal(denial), now);
         if denial == Denial::TimedOut {
@@ -401,12 +402,16 @@ impl Engine {
                 return;
             }
             Stage::Warm { .. } => return self.pool_lost(socket),
+            Stage::Held => return self.held_too_long(socket, purpose, via, now),
             Stage::Dialling => (true, false),
             Stage::Handshake { reused, .. } => (false, *reused),
         };
         self.stats.dials_failed += 1;
         self.close_socket(socket, true);
         let Via::Proxy(proxy) = via else {
+            if self.network == Network::Gone && error == SocketError::Network {
+                return self.hold(purpose, via, now);
+            }
             if let Purpose::Flow(flow) = purpose {
                 self.flow_denied(flow, via, dial_denial(error), now);
             }
@@ -416,12 +421,16 @@ impl Engine {
             self.stats.pool_stale += 1;
             return self.redial(purpose, proxy, now);
         }
-        // A machine out of descriptors says nothing about the proxy.
+        // A machine out of descriptors says nothing about the proxy, nor does one without a network.
         if dialling && error != SocketError::Exhausted {
-            if self.pool.unreachable(proxy, error, now) {
+            let next = self.pool.choose(proxy + 1, now).filter(|next| *next > proxy);
+            if next.is_none() && error == SocketError::Network && self.network != Network::Unwatched {
+                return self.hold(purpose, via, now);
+            }
+            if self.network != Network::Gone && self.pool.unreachable(proxy, error, now) {
                 log::warn!("proxy {} cannot be reached: {error:?}", proxy + 1);
             }
-            if let Some(next) = self.pool.choose(proxy + 1, now).filter(|next| *next > proxy) {
+            if let Some(next) = next {
                 return self.redial(purpose, next, now);
             }
         }
@@ -446,6 +455,18 @@ impl Engine {
         }
     }
 
+    /// Dials the target of a flow that goes out directly again.
+    pub(super) fn redial_target(&mut self, flow: FlowId, now: Instant) {
+        if let Some(&Link { remote, .. }) = self.link(flow) {
+            self.dial_target(flow, remote, now);
+        }
+    }
+
+    /// `socket` is what the flow waits for.
+    pub(super) fn opening(&mut self, flow: FlowId, socket: SocketId) {
+        self.set_phase(flow, Phase::Opening(socket));
+    }
+
     /// The request that belongs to a purpose; `None` for a connection that only fills the pool, or whose flow is gone.
     pub(super) fn request_of(&self, purpose: Purpose, proxy: usize) -> Option<(Request, Endpoint)> {
         match purpose {
@@ -461,7 +482,9 @@ impl Engine {
         let (purpose, via) = (tcp.purpose, tcp.via);
         match (&tcp.stage, purpose) {
             (Stage::Warm { .. }, _) => self.pool_lost(socket),
-            (Stage::Dialling, _) => self.tcp_socket_failed(socket, SocketError::TimedOut, now),
+            (Stage::Dialling | Stage::Held, _) => {
+                self.tcp_socket_failed(socket, SocketError::TimedOut, now);
+            }
             (Stage::Handshake { .. }, Purpose::Flow(flow)) => {
                 self.stats.dials_failed += 1;
                 self.close_socket(socket, true);

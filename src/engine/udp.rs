@@ -358,7 +358,8 @@ impl Engine {
         }
     }
 
-    fn asking(&mut self, id: FlowId, control: SocketId) {
+    /// `control` is what the association waits for.
+    pub(super) fn asking(&mut self, id: FlowId, control: SocketId) {
         if let Some(association) = self.nat.get_mut(id) {
             let queue = association.take_queue();
             association.state = State::Asking { control, queue };
@@ -522,6 +523,22 @@ impl Engine {
                 log::debug!("UDP socket: {error:?}")
             }
         }
+    }
+
+    /// A socket of an association is dead, and not by the proxy's doing: what waits for the association is kept and asked for again. One that was
+    /// open ends without a word; the next datagram opens another.
+    pub(super) fn association_lost(&mut self, id: FlowId, now: Instant) {
+        let Some(association) = self.nat.get(id) else { return };
+        let lost = match association.state {
+            State::Identifying { .. } => return,
+            State::Open { .. } => return self.remove_association(id),
+            State::Asking { control, .. } => [Some(control), None],
+            State::Opening { control, socket, .. } => [control, Some(socket)],
+        };
+        for socket in lost.into_iter().flatten() {
+            self.close_socket(socket, true);
+        }
+        self.open_association(id, now);
     }
 
     /// Ends an association with everything that belongs to it.

@@ -2,6 +2,7 @@
 
 mod inspect;
 mod names;
+mod network;
 mod world;
 
 use smoltcp::socket::tcp;

@@ -166,7 +166,7 @@ impl Harness {
             }
             return;
         }
-        match kind % 16 {
+        match kind % 20 {
             0..=2 => self.engine.handle_connected(socket, now),
             3 => {
                 let errors = [
@@ -184,6 +184,14 @@ impl Harness {
             4 => self.engine.read_eof(socket, now),
             5 => self.engine.handle_write_error(socket, SocketError::Reset, now),
             6..=8 => self.written(socket, usize::from(source.u16())),
+            16 => {
+                let _ = self.engine.handle_network_change(&[socket], now);
+            }
+            17 => self.engine.pause(),
+            18 => {
+                let _ = self.engine.resume(now);
+            }
+            19 => self.engine.watch_network(),
             kind => {
                 let octets: Vec<u8> = match kind {
                     9 | 10 => vec![5, 0],
