@@ -20,8 +20,9 @@
 //!
 //! # Files
 //!
-//! `inspect` is what reports are made of, `reconfigure` what may change while it runs; `tcp` opens and ends TCP flows, `relay` moves their octets, `udp` keeps associations, `pool` dials proxies and keeps warm
-//! connections, `guard` stops loops, `network` follows the machine's network, `dns` finds a server for names, `socket` names sockets.
+//! `inspect` is what reports are made of, `reconfigure` what may change while it runs, `network` follows the machine's network; `tcp` opens and
+//! ends TCP flows, `relay` moves their octets, `udp` keeps associations, `pool` dials proxies and keeps warm connections, `guard` stops loops,
+//! `dns` finds a server for names, `socket` names sockets.
 
 mod dns;
 mod guard;

@@ -529,13 +529,10 @@ impl Engine {
     /// open ends without a word; the next datagram opens another.
     pub(super) fn association_lost(&mut self, id: FlowId, now: Instant) {
         let Some(association) = self.nat.get(id) else { return };
-        let lost = match association.state {
-            State::Identifying { .. } => return,
-            State::Open { .. } => return self.remove_association(id),
-            State::Asking { control, .. } => [Some(control), None],
-            State::Opening { control, socket, .. } => [control, Some(socket)],
-        };
-        for socket in lost.into_iter().flatten() {
+        if matches!(association.state, State::Open { .. }) {
+            return self.remove_association(id);
+        }
+        for socket in association.sockets() {
             self.close_socket(socket, true);
         }
         self.open_association(id, now);
@@ -547,14 +544,7 @@ impl Engine {
         self.nat_timers.cancel(id.index());
         self.nat_order.remove(id.index());
         self.forget(&association);
-        let (control, socket) = match association.state {
-            State::Identifying { .. } => (None, None),
-            State::Asking { control, .. } => (Some(control), None),
-            State::Opening { control, socket, .. } | State::Open { control, socket } => {
-                (control, Some(socket))
-            }
-        };
-        for socket in [socket, control].into_iter().flatten() {
+        for socket in association.sockets() {
             self.close_socket(socket, false);
         }
     }
@@ -576,6 +566,18 @@ impl Engine {
 }
 
 impl Association {
+    /// What it holds of the driver's, the UDP socket first.
+    fn sockets(&self) -> impl Iterator<Item = SocketId> + use<> {
+        let (control, socket) = match self.state {
+            State::Identifying { .. } => (None, None),
+            State::Asking { control, .. } => (Some(control), None),
+            State::Opening { control, socket, .. } | State::Open { control, socket } => {
+                (control, Some(socket))
+            }
+        };
+        [socket, control].into_iter().flatten()
+    }
+
     fn take_queue(&mut self) -> VecDeque<Waiting> {
         match &mut self.state {
             State::Identifying { queue } | State::Asking { queue, .. } | State::Opening { queue, .. } => {
