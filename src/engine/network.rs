@@ -16,6 +16,7 @@
 
 use super::socket::{Purpose, Socket, Stage, TcpSocket, Via};
 use super::{Engine, SocketId};
+use crate::flow::FlowId;
 use crate::outbound::Denial;
 use crate::time::Instant;
 
@@ -145,6 +146,19 @@ impl Engine {
             }
         }
         true
+    }
+
+    /// A socket of an association is dead, and not by the proxy's doing: what waits for the association is kept and asked for again. One that was
+    /// open ends without a word; the next datagram opens another.
+    fn association_lost(&mut self, id: FlowId, now: Instant) {
+        let Some(association) = self.nat.get(id) else { return };
+        if association.is_open() {
+            return self.remove_association(id);
+        }
+        for socket in association.sockets() {
+            self.close_socket(socket, true);
+        }
+        self.open_association(id, now);
     }
 
     /// Keeps what failed for want of a route until there is one, or its time is over.

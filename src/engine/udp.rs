@@ -342,7 +342,7 @@ impl Engine {
         self.nat.capacity()
     }
 
-    fn open_association(&mut self, id: FlowId, now: Instant) {
+    pub(super) fn open_association(&mut self, id: FlowId, now: Instant) {
         let Some(way) = self.nat.key(id).map(|key| key.way) else { return };
         match way {
             Way::Direct => self.open_udp(id, None, None, Egress::Direct),
@@ -525,19 +525,6 @@ impl Engine {
         }
     }
 
-    /// A socket of an association is dead, and not by the proxy's doing: what waits for the association is kept and asked for again. One that was
-    /// open ends without a word; the next datagram opens another.
-    pub(super) fn association_lost(&mut self, id: FlowId, now: Instant) {
-        let Some(association) = self.nat.get(id) else { return };
-        if matches!(association.state, State::Open { .. }) {
-            return self.remove_association(id);
-        }
-        for socket in association.sockets() {
-            self.close_socket(socket, true);
-        }
-        self.open_association(id, now);
-    }
-
     /// Ends an association with everything that belongs to it.
     pub(super) fn remove_association(&mut self, id: FlowId) {
         let Some((_, association)) = self.nat.remove(id) else { return };
@@ -566,8 +553,13 @@ impl Engine {
 }
 
 impl Association {
+    /// Whether datagrams go to and fro.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
     /// What it holds of the driver's, the UDP socket first.
-    fn sockets(&self) -> impl Iterator<Item = SocketId> + use<> {
+    pub(super) fn sockets(&self) -> impl Iterator<Item = SocketId> + use<> {
         let (control, socket) = match self.state {
             State::Identifying { .. } => (None, None),
             State::Asking { control, .. } => (Some(control), None),
