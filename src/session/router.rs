@@ -113,19 +113,24 @@ impl Router {
             drop(services);
             CleanupResult::Ok
         });
-        let mut tun = tun.borrow_mut();
         let begun = self.clock.now();
-        let cleaned = match device {
-            Some(device) => tun.cleanup(device, limit),
-            None => tun.force_cleanup(None),
+        let (cleaned, items, name) = {
+            let mut tun = tun.borrow_mut();
+            let cleaned = match device {
+                Some(device) => tun.cleanup(device, limit),
+                None => tun.force_cleanup(None),
+            };
+            (cleaned, tun.machine().take_items(), tun.machine().name().to_owned())
         };
-        for item in tun.machine().take_items() {
+        // The last of it: with the changes go their locks.
+        drop(tun);
+        for item in items {
             cleanup.add(item);
         }
         let result =
             cleaned.map_or_else(|error| CleanupResult::Error(error.to_string()), |()| CleanupResult::Ok);
         let ms = self.clock.now().since(begun).as_millis().try_into().unwrap_or(u64::MAX);
-        cleanup.add(CleanupItem { kind: "device", id: tun.machine().name().to_owned(), result, ms });
+        cleanup.add(CleanupItem { kind: "device", id: name, result, ms });
         let ports = self.config.metrics.filter(|addr| addr.port() != 0 && TcpListener::bind(addr).is_err());
         cleanup.finish(before.leaked(), ports.into_iter().count())
     }

@@ -15,5 +15,6 @@ mod lifecycle;
 mod local_proxy;
 mod policy;
 mod private;
+mod session;
 mod transfers;
 mod world;
