@@ -287,6 +287,8 @@ pub struct HostPlanConfig {
     pub offload: bool,
     /// What is captured stays captured when ztun is gone abnormally: it fails instead of leaking (`--kill-switch`).
     pub kill_switch: bool,
+    /// Name servers behind the device that the machine is to use while everything goes there; with none, its DNS is left alone (`--dns`).
+    pub dns: Vec<IpAddr>,
 }
 
 impl Default for HostPlanConfig {
@@ -307,6 +309,7 @@ impl Default for HostPlanConfig {
             local_proxy: true,
             offload: true,
             kill_switch: false,
+            dns: Vec::new(),
         }
     }
 }

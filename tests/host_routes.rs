@@ -85,6 +85,7 @@ fn config() -> HostPlanConfig {
         local_proxy: true,
         offload: false,
         kill_switch: false,
+        dns: Vec::new(),
     }
 }
 

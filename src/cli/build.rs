@@ -65,6 +65,11 @@ pub(super) fn config_without_proxy(options: &RunOptions, names: Names) -> Result
         host.routes.clone_from(&options.route);
     }
     let engine = engine(&options.way, names)?;
+    match engine.dns {
+        DnsMode::Auto | DnsMode::Udp | DnsMode::Tcp => host.dns.clone_from(&engine.dns_local),
+        // Names are asked for where the machine asks for them.
+        DnsMode::Direct | DnsMode::Off => {}
+    }
     Ok(Config {
         require_proxy: options.way.require_proxy,
         replace: options.replace,

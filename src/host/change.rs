@@ -3,6 +3,7 @@
 //! The text is one line, in the words of iproute2 where it has them. `--dry-run` prints it and the journal keeps it, so it is
 //! parsed back without loss. Every change is undone by exactly one other, whose undo is the first again.
 
+use super::dns::Dns;
 use crate::config::Cidr;
 use core::fmt;
 use core::str::FromStr;
@@ -80,6 +81,10 @@ pub enum Change {
     RuleAdd(Rule),
     /// Deletes a policy rule.
     RuleDelete(Rule),
+    /// Gives the machine its name servers.
+    DnsSet(Dns),
+    /// Puts back what was before [`Change::DnsSet`].
+    DnsRestore(Dns),
 }
 
 /// An address of the device.
@@ -184,6 +189,8 @@ impl Change {
             Change::UnreachableDelete(route) => Change::UnreachableAdd(route),
             Change::RuleAdd(rule) => Change::RuleDelete(rule),
             Change::RuleDelete(rule) => Change::RuleAdd(rule),
+            Change::DnsSet(dns) => Change::DnsRestore(dns),
+            Change::DnsRestore(dns) => Change::DnsSet(dns),
         }
     }
 
@@ -197,6 +204,7 @@ impl Change {
             | Change::LinkDown { device } => Some(device),
             Change::AddressAdd(address) | Change::AddressDelete(address) => Some(&address.device),
             Change::RouteAdd(route) | Change::RouteDelete(route) => Some(&route.device),
+            Change::DnsSet(dns) | Change::DnsRestore(dns) => dns.bound_to(),
             Change::UnreachableAdd(_)
             | Change::UnreachableDelete(_)
             | Change::RuleAdd(_)
@@ -216,6 +224,7 @@ impl Change {
             | Change::UnreachableAdd(_)
             | Change::UnreachableDelete(_) => "route",
             Change::RuleAdd(_) | Change::RuleDelete(_) => "rule",
+            Change::DnsSet(_) | Change::DnsRestore(_) => "dns",
         }
     }
 }
@@ -236,6 +245,8 @@ impl fmt::Display for Change {
             Change::UnreachableDelete(route) => write!(f, "route del {route}"),
             Change::RuleAdd(rule) => write!(f, "rule add {rule}"),
             Change::RuleDelete(rule) => write!(f, "rule del {rule}"),
+            Change::DnsSet(dns) => write!(f, "dns set {dns}"),
+            Change::DnsRestore(dns) => write!(f, "dns restore {dns}"),
         }
     }
 }
@@ -330,6 +341,8 @@ fn parse(words: &[&str]) -> Option<Change> {
         ["route", "del", ref rest @ ..] => Change::RouteDelete(parse_route(rest)?),
         ["rule", "add", ref rest @ ..] => Change::RuleAdd(parse_rule(rest)?),
         ["rule", "del", ref rest @ ..] => Change::RuleDelete(parse_rule(rest)?),
+        ["dns", "set", ref rest @ ..] => Change::DnsSet(Dns::parse(rest)?),
+        ["dns", "restore", ref rest @ ..] => Change::DnsRestore(Dns::parse(rest)?),
         _ => return None,
     };
     Some(change)
@@ -481,6 +494,8 @@ pub(super) mod tests {
             unreachable().prop_map(Change::UnreachableDelete),
             rule().prop_map(Change::RuleAdd),
             rule().prop_map(Change::RuleDelete),
+            crate::host::dns::tests::dns().prop_map(Change::DnsSet),
+            crate::host::dns::tests::dns().prop_map(Change::DnsRestore),
         ]
     }
 
@@ -536,6 +551,11 @@ pub(super) mod tests {
         let unreachable = Unreachable { destination: "0.0.0.0/0".parse().unwrap(), table: TABLE };
         let rule =
             Rule { family: Family::V4, preference: 1, selector: Selector::All, action: Action::Unreachable };
+        let dns = Dns {
+            way: crate::host::dns::Way::File,
+            device: device(),
+            servers: vec!["198.18.0.2".parse().unwrap()],
+        };
         let mut all = Vec::new();
         let mut next = Some(Change::Ipv6On { device: device() });
         while let Some(change) = next {
@@ -552,7 +572,9 @@ pub(super) mod tests {
                 Change::UnreachableAdd(_) => Some(Change::UnreachableDelete(unreachable)),
                 Change::UnreachableDelete(_) => Some(Change::RuleAdd(rule.clone())),
                 Change::RuleAdd(_) => Some(Change::RuleDelete(rule.clone())),
-                Change::RuleDelete(_) => None,
+                Change::RuleDelete(_) => Some(Change::DnsSet(dns.clone())),
+                Change::DnsSet(_) => Some(Change::DnsRestore(dns.clone())),
+                Change::DnsRestore(_) => None,
             };
             all.push(change);
         }

@@ -52,7 +52,8 @@ impl RunDir {
         &self.suffix
     }
 
-    fn file(&self, stem: &str, extension: &str) -> PathBuf {
+    /// The file of this name, told apart from those of other network namespaces.
+    pub(super) fn file(&self, stem: &str, extension: &str) -> PathBuf {
         self.path.join(format!("{stem}{}.{extension}", self.suffix))
     }
 

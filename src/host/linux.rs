@@ -9,6 +9,7 @@ use super::change::{
     Action, Address, Change, Family, LAST_METRIC, PROTOCOL, Route, Rule, Selector, TABLE, Transport,
     Unreachable,
 };
+use super::dns::{self, Places};
 use super::netlink::Netlink;
 use super::plan::{FIRST_PREFERENCE, Have, Ipv6, LAST_PREFERENCE};
 use crate::config::Cidr;
@@ -84,7 +85,7 @@ pub(super) fn snapshot(netlink: &mut Netlink, device: &str) -> io::Result<Have> 
             own_addresses.push(address.addr);
         }
     }
-    Ok(Have { ipv6: ipv6(device), mtu, up, addresses, own_addresses })
+    Ok(Have { ipv6: ipv6(device), mtu, up, addresses, own_addresses, dns: None })
 }
 
 /// Every address of the machine, with its interface's index and its scope.
@@ -172,6 +173,8 @@ pub(super) fn apply(netlink: &mut Netlink, change: &Change) -> io::Result<Outcom
         Change::RuleDelete(rule) => {
             deleted(netlink.acknowledged(RouteNetlinkMessage::DelRule(rule_message(rule)), 0))
         }
+        Change::DnsSet(dns) => Ok(dns::set(&Places::standard(), dns)),
+        Change::DnsRestore(dns) => dns::restore(&Places::standard(), dns),
     }
 }
 
@@ -322,7 +325,8 @@ fn rule_message(rule: &Rule) -> RuleMessage {
 
 /// The deletions of everything in the kernel's tables that is recognisably ours, whoever left it: capturing ends first.
 pub(super) fn leftovers(netlink: &mut Netlink) -> io::Result<Vec<Change>> {
-    let mut found = Vec::new();
+    let mut found: Vec<Change> =
+        dns::leftovers(&Places::standard()).into_iter().map(Change::DnsRestore).collect();
     let mut rules = Vec::new();
     for message in netlink.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()))? {
         if let RouteNetlinkMessage::NewRule(message) = message {

@@ -15,6 +15,7 @@
 //! Nothing here knows the engine.
 
 pub mod change;
+pub mod dns;
 pub mod plan;
 
 #[cfg(target_os = "linux")]

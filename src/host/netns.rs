@@ -291,7 +291,7 @@ fn names(servers: &[IpAddr]) -> io::Result<()> {
 }
 
 /// The text of a resolv.conf(5) like `found`, with `servers` for its nameservers.
-fn resolv_conf(found: &str, servers: &[IpAddr]) -> String {
+pub(super) fn resolv_conf(found: &str, servers: &[IpAddr]) -> String {
     if all_nameservers(found).eq(servers.iter().copied()) {
         return found.to_owned();
     }
@@ -363,7 +363,7 @@ fn parse_nameservers(text: &str) -> Vec<IpAddr> {
     all_nameservers(text).filter(|addr| !addr.is_loopback() && !addr.is_unspecified()).collect()
 }
 
-fn all_nameservers(text: &str) -> impl Iterator<Item = IpAddr> + '_ {
+pub(super) fn all_nameservers(text: &str) -> impl Iterator<Item = IpAddr> + '_ {
     text.lines()
         .filter_map(|line| line.trim_start().strip_prefix("nameserver"))
         .filter(|rest| rest.starts_with([' ', '\t']))

@@ -34,6 +34,7 @@
 use super::change::{
     Action, Address, Change, Family, MAIN_TABLE, Route, Rule, Selector, TABLE, Transport, Unreachable,
 };
+use super::dns::{self, Situation};
 use crate::config::{Cidr, HostPlanConfig};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -84,6 +85,8 @@ pub struct Have {
     pub addresses: Vec<Cidr>,
     /// Addresses of all other devices but loopback that are valid beyond their link.
     pub own_addresses: Vec<IpAddr>,
+    /// The machine's DNS; `None` when it was not looked at, and is not changed.
+    pub dns: Option<Situation>,
 }
 
 /// What is to be.
@@ -107,12 +110,14 @@ pub struct Want {
     pub local_uid: Option<u32>,
     /// What is captured fails when the device is gone.
     pub kill_switch: bool,
+    /// Name servers for the machine that are reached through the device; with none, its DNS is left alone.
+    pub dns: Vec<IpAddr>,
 }
 
 impl Want {
     /// What `config` asks for.
     pub fn new(config: &HostPlanConfig, device: &str, proxies: &[IpAddr], local_uid: Option<u32>) -> Want {
-        Want {
+        let mut want = Want {
             device: device.into(),
             mtu: config.mtu.into(),
             addresses: config.addresses.clone(),
@@ -122,22 +127,31 @@ impl Want {
             proxies: proxies.to_vec(),
             local_uid: local_uid.filter(|_| config.local_proxy),
             kill_switch: config.kill_switch,
+            dns: config.dns.clone(),
+        };
+        if !want.captures_all_v4() {
+            // Names of what is reached outside may be known outside only.
+            want.dns.clear();
         }
+        want
     }
 
     fn is_routed(&self, family: Family) -> bool {
         self.routes.iter().any(|net| Family::of(net) == family)
     }
 
-    /// Whether a family is refused because all of the other one is captured, and it would leak beside it.
-    fn is_refused(&self, family: Family) -> bool {
+    fn captures_all_v4(&self) -> bool {
         let whole = |net: &Cidr| Family::of(net) == Family::V4 && net.prefix == 0;
         let half = |first: [u8; 4]| {
             let addr = Ipv4Addr::from(first);
             self.routes.iter().any(|net| net.prefix == 1 && network(net).addr == IpAddr::V4(addr))
         };
-        let captured = self.routes.iter().any(whole) || (half([0; 4]) && half([128, 0, 0, 0]));
-        family == Family::V6 && captured && !self.is_routed(family)
+        self.routes.iter().any(whole) || (half([0; 4]) && half([128, 0, 0, 0]))
+    }
+
+    /// Whether a family is refused because all of the other one is captured, and it would leak beside it.
+    fn is_refused(&self, family: Family) -> bool {
+        family == Family::V6 && self.captures_all_v4() && !self.is_routed(family)
     }
 
     /// What of `family` is captured, each network once.
@@ -188,6 +202,14 @@ pub fn plan(have: &Have, want: &Want) -> Vec<Change> {
     changes.extend(involved().flat_map(|family| outside(have, want, family)).map(Change::RuleAdd));
     changes.extend(involved().flat_map(|family| routes(want, &addresses, family)).map(Change::RouteAdd));
     changes.extend(involved().flat_map(|family| capture(want, family)).map(Change::RuleAdd));
+    if let Some(situation) = &have.dns {
+        let reached = |server: &&IpAddr| {
+            let family = Family::of(&Cidr::host(**server));
+            families.contains(&family) && want.is_routed(family)
+        };
+        let servers: Vec<IpAddr> = want.dns.iter().filter(reached).copied().collect();
+        changes.extend(dns::plan(situation, device, &servers).map(Change::DnsSet));
+    }
     changes
 }
 
@@ -313,6 +335,7 @@ mod tests {
             up: false,
             addresses: Vec::new(),
             own_addresses: vec!["192.168.1.5".parse().unwrap(), "2001:db8::5".parse().unwrap()],
+            dns: None,
         }
     }
 
@@ -328,6 +351,7 @@ mod tests {
             proxies: vec!["203.0.113.9".parse().unwrap(), "127.0.0.1".parse().unwrap()],
             local_uid: Some(115),
             kill_switch: false,
+            dns: ["198.18.0.2", "fd7a:7a74:756e::2"].map(|server| server.parse().unwrap()).into(),
         }
     }
 
@@ -422,6 +446,33 @@ link up dev ztun0
         let have = Have { mtu: 1500, up: true, addresses: want().addresses, ..have() };
         let changes = text(&plan(&have, &want()));
         assert!(!changes.contains("mtu") && !changes.contains("address") && !changes.contains("link"));
+    }
+
+    #[test]
+    fn names_are_asked_for_in_the_tunnel_last_of_all_and_only_by_families_that_go_there() {
+        let dns = Some(Situation { own_file: true, ..Situation::default() });
+        let last = |have: &Have, want: &Want| plan(have, want).pop().unwrap().to_string();
+        let have = Have { dns, ..have() };
+        assert_eq!(last(&have, &want()), "dns set 198.18.0.2,fd7a:7a74:756e::2 by file dev ztun0");
+        let without_v6 = Have { ipv6: Ipv6::Absent, ..have.clone() };
+        assert_eq!(last(&without_v6, &want()), "dns set 198.18.0.2 by file dev ztun0");
+        let v4 = Want { routes: vec!["0.0.0.0/0".parse().unwrap()], ..want() };
+        assert_eq!(last(&have, &v4), "dns set 198.18.0.2 by file dev ztun0");
+        assert!(!text(&plan(&have, &Want { dns: Vec::new(), ..want() })).contains("dns"));
+    }
+
+    #[test]
+    fn the_machines_dns_is_changed_only_when_everything_is_captured() {
+        let config = |routes: &[&str]| HostPlanConfig {
+            routes: routes.iter().map(|net| net.parse().unwrap()).collect(),
+            dns: want().dns,
+            ..HostPlanConfig::default()
+        };
+        let wanted = |config: &HostPlanConfig| !Want::new(config, "ztun0", &[], None).dns.is_empty();
+        assert!(wanted(&config(&["0.0.0.0/0", "::/0"])) && wanted(&config(&["0.0.0.0/1", "128.0.0.0/1"])));
+        assert!(!wanted(&config(&["10.0.0.0/8"])) && !wanted(&config(&["::/0"])));
+        assert!(!wanted(&HostPlanConfig { no_route: true, ..config(&["0.0.0.0/0"]) }));
+        assert!(!wanted(&HostPlanConfig { dns: Vec::new(), ..config(&["0.0.0.0/0"]) }));
     }
 
     #[test]

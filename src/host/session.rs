@@ -2,6 +2,7 @@
 
 use super::HostError;
 use super::change::Change;
+use super::dns::{self, Check, Places, Upkeep};
 use super::journal::{Journal, Lock, LockError, RunDir};
 use super::linux::{self, Outcome};
 use super::netlink::Netlink;
@@ -103,6 +104,8 @@ pub struct Applied {
     journal: Journal,
     /// What was changed, in its order.
     changes: Vec<Change>,
+    /// Keeps the machine's name servers.
+    dns: Option<Upkeep>,
     /// Whether anything is, or may be, left to undo.
     dirty: bool,
     /// Whether the table and the rules are this run's to search.
@@ -126,12 +129,25 @@ impl Applied {
         Ok(())
     }
 
+    /// Looks whether the machine still uses the name servers that it was given, and sees to it that it does. To be called when
+    /// [`Applied::dns_watch`]'s descriptor becomes readable, when the network has changed, and every 30 s.
+    pub fn dns_check(&mut self) -> Check {
+        self.dns.as_mut().map_or(Check::Kept, Upkeep::check)
+    }
+
+    /// Sees that another program may have changed the machine's name servers; `None` when they were not changed, or cannot be watched.
+    pub fn dns_watch(&self) -> Option<dns::Watch> {
+        let watch = self.dns.as_ref()?.watch();
+        watch.inspect_err(|error| log::debug!("the name servers are not watched: {error}")).ok()
+    }
+
     /// Undoes everything, the latest first, then searches the kernel's tables for anything of ours. What fails is logged, is in the report, and
     /// stays in the journal for [`restore`]. Calling it again tries again what has failed, and does nothing if nothing has.
     pub fn down(&mut self) -> Report {
         if !self.dirty {
             return Report::default();
         }
+        self.dns = None;
         let undos = self.changes.iter().rev().map(Change::undo).collect();
         let report = undo_all(&mut self.netlink, &mut self.journal, undos, self.routed);
         if report.is_ok() {
@@ -186,8 +202,9 @@ pub fn up_in(
     }
     let local_uid = local_proxy.and_then(LocalProxy::exclusive_uid);
     let want = Want::new(config, device, proxies, local_uid);
-    let have = linux::snapshot(&mut netlink, device)
+    let mut have = linux::snapshot(&mut netlink, device)
         .map_err(|source| failed("cannot read the machine's network configuration", source))?;
+    have.dns = (!want.dns.is_empty()).then(|| dns::observe(&Places::standard()));
     let index = linux::index_of(device).map_err(|source| HostError {
         what: format!("cannot find the device {device}"),
         source,
@@ -200,8 +217,15 @@ pub fn up_in(
             .into(),
     })?;
     // From here on the drop of `applied` undoes what was made.
-    let mut applied =
-        Applied { netlink, journal, changes: Vec::new(), dirty: true, routed, _locks: (routes, lock) };
+    let mut applied = Applied {
+        netlink,
+        journal,
+        changes: Vec::new(),
+        dns: None,
+        dirty: true,
+        routed,
+        _locks: (routes, lock),
+    };
     for change in plan(&have, &want) {
         log::debug!("change: {change}");
         applied
@@ -210,6 +234,9 @@ pub fn up_in(
             .map_err(|source| failed("cannot write the journal", source))?;
         // One that is refused is not undone: what stands in its way is someone else's.
         linux::apply(&mut applied.netlink, &change).map_err(|error| refused(&change, error))?;
+        if let Change::DnsSet(dns) = &change {
+            applied.dns = Upkeep::new(Places::standard(), dns.clone());
+        }
         applied.changes.push(change);
     }
     Ok(applied)
@@ -245,9 +272,10 @@ pub fn dry_run(
     proxies: &[IpAddr],
     local_proxy: Option<&LocalProxy>,
 ) -> Result<String, HostError> {
-    let have = linux::snapshot(&mut open_netlink()?, device)
+    let mut have = linux::snapshot(&mut open_netlink()?, device)
         .map_err(|source| failed("cannot read the machine's network configuration", source))?;
     let want = Want::new(config, device, proxies, local_proxy.and_then(LocalProxy::exclusive_uid));
+    have.dns = (!want.dns.is_empty()).then(|| dns::observe(&Places::standard()));
     let mut text = String::new();
     for change in plan(&have, &want) {
         text.push_str(&format!("{change}\n    undo: {}\n", change.undo()));

@@ -1,0 +1,528 @@
+//! The machine's side of DNS: what is seen of it, and how it is told, put back, and kept.
+//!
+//! # Theory of operation
+//!
+//! Everything is found without a journal: a file of ours by its first line, or by the names beside it; a record of resolvconf by its name; and
+//! what systemd-resolved knows of a link goes with the link.
+//!
+//! A network namespace other than process 1's may share `/etc` with it, wholly (`ip netns exec` without a file of its own), but for the
+//! one file that is mounted over it (with one), or not at all (a container). The three are told apart by comparing files with those that process 1
+//! sees, symbolic links followed inside of its root: a file that is the same is never touched, and in a directory that is the same nothing is renamed.
+
+use super::command::Programs;
+use super::file::{Place, nameservers};
+use super::text::Whose;
+use super::{Dns, Situation, Way};
+use crate::host::journal::RunDir;
+use crate::host::linux::{self, Outcome};
+use std::ffi::CString;
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind, Read};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The time that another program may take while a run starts.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The same while flows wait for it, or a run ends.
+const SHORT_PATIENCE: Duration = Duration::from_secs(1);
+/// The end of the name of every record of ours in resolvconf.
+const RECORD: &str = ".ztun";
+/// Times that ours is put back before it is left to others.
+const PUT_BACKS: u32 = 10;
+/// Looks after which one more is allowed: there are several for each time that another program and ours replace each other.
+const LOOKS_FOR_ONE_MORE: u32 = 20;
+
+/// Where the parts of the machine's DNS are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Places {
+    resolv_conf: PathBuf,
+    run_dir: RunDir,
+    programs: Programs,
+    /// What systemd-resolved writes.
+    resolved: PathBuf,
+    /// Where the versions of resolvconf keep their records.
+    records: Vec<PathBuf>,
+    /// What the system says of process 1.
+    first_process: PathBuf,
+}
+
+/// Whose the resolv.conf is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Extent {
+    /// This network namespace is process 1's.
+    First,
+    /// This one's alone, with its directory.
+    Own,
+    /// This one's alone, in a directory that process 1 has as well.
+    OwnFile,
+    /// Process 1's as well; or nobody can tell.
+    Shared,
+}
+
+impl Places {
+    /// Those of this machine.
+    pub fn standard() -> Places {
+        let records = ["interface", "interfaces", "keys"].map(|name| Path::new("/run/resolvconf").join(name));
+        Places {
+            resolv_conf: "/etc/resolv.conf".into(),
+            run_dir: RunDir::standard(),
+            programs: Programs::standard(),
+            resolved: "/run/systemd/resolve".into(),
+            records: records.into(),
+            first_process: "/proc/1".into(),
+        }
+    }
+
+    /// Whose the file is.
+    fn extent(&self) -> Extent {
+        let namespace = |process: &Path| fs::metadata(process.join("ns/net")).map(|found| identity(&found));
+        match (namespace(Path::new("/proc/thread-self")), namespace(&self.first_process)) {
+            (Ok(own), Ok(first)) if own != first => {}
+            // Who may not ask process 1 is not root, and cannot change a file either.
+            (Ok(_), Ok(_) | Err(_)) | (Err(_), _) => return Extent::First,
+        }
+        self.extent_beside_first().unwrap_or(Extent::Shared)
+    }
+
+    fn extent_beside_first(&self) -> io::Result<Extent> {
+        let root = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
+            .open(self.first_process.join("root"))?;
+        let same = |path: &Path| {
+            let there = match open_in_root(&root, path) {
+                Ok(there) => Some(identity(&there.metadata()?)),
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+            };
+            match fs::metadata(path) {
+                Ok(here) => Ok(Some(identity(&here)) == there),
+                // Missing on both sides may be the same name in the same directory.
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(there.is_none()),
+                Err(error) => Err(error),
+            }
+        };
+        let directory = self.resolv_conf.parent().ok_or(ErrorKind::InvalidInput)?;
+        Ok(match (same(directory)?, same(&self.resolv_conf)?) {
+            (false, false) => Extent::Own,
+            // Nothing there on either side, in different directories.
+            (false, true) if fs::metadata(&self.resolv_conf).is_err() => Extent::Own,
+            (true, false) => Extent::OwnFile,
+            (true | false, true) => Extent::Shared,
+        })
+    }
+
+    /// The file's place, for as far as it is this network namespace's.
+    fn place(&self, extent: Extent) -> Option<Place> {
+        let mounted = match extent {
+            Extent::First | Extent::Own => false,
+            Extent::OwnFile => true,
+            Extent::Shared => return None,
+        };
+        let copy = self.run_dir.file("resolv.conf", "copy");
+        Some(Place::new(&self.resolv_conf, copy, mounted))
+    }
+
+    /// Whether the file leads to systemd-resolved.
+    fn leads_to_resolved(&self, servers: &[IpAddr]) -> bool {
+        let stub = |server: &IpAddr| {
+            [Ipv4Addr::new(127, 0, 0, 53), Ipv4Addr::new(127, 0, 0, 54)].iter().any(|stub| server == stub)
+        };
+        let linked = || {
+            Some(
+                fs::canonicalize(&self.resolv_conf).ok()?.starts_with(fs::canonicalize(&self.resolved).ok()?),
+            )
+        };
+        (!servers.is_empty() && servers.iter().all(stub)) || linked().unwrap_or(false)
+    }
+}
+
+fn identity(meta: &Metadata) -> (u64, u64) {
+    (meta.dev(), meta.ino())
+}
+
+/// Opens, to look at it, what `path` means to a process with this root.
+fn open_in_root(root: &File, path: &Path) -> io::Result<File> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a structure of numbers may be all zeros.
+    let mut how: libc::open_how = unsafe { core::mem::zeroed() };
+    how.flags = (libc::O_PATH | libc::O_CLOEXEC) as u64;
+    how.resolve = libc::RESOLVE_IN_ROOT;
+    // SAFETY: an open descriptor, a string that ends with NUL, and a live structure with its size.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_openat2,
+            root.as_raw_fd(),
+            path.as_ptr(),
+            &raw const how,
+            size_of::<libc::open_how>(),
+        )
+    };
+    let fd = libc::c_int::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    // SAFETY: the descriptor was just made, and nobody else has it.
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Looks at the machine's DNS. systemd-resolved is asked whether it is there, which may take a few seconds where it is ill.
+pub(in crate::host) fn observe(places: &Places) -> Situation {
+    let extent = places.extent();
+    let text = places.place(extent).and_then(|place| place.whose().ok());
+    let octets = text.map(|(_, octets)| octets).unwrap_or_default();
+    let servers = nameservers(&octets);
+    let serves = extent == Extent::First;
+    let resolved = serves && places.leads_to_resolved(&servers) && {
+        let asked = places.programs.run("resolvectl", &["dns"], "", PATIENCE);
+        if let Err(error) = &asked {
+            log::debug!("systemd-resolved is not used: {error}");
+        }
+        asked.is_ok()
+    };
+    let made = String::from_utf8_lossy(&octets)
+        .lines()
+        .any(|line| line.starts_with('#') && line.to_ascii_lowercase().contains("generated by resolvconf"));
+    let resolvconf = serves && made && places.programs.find("resolvconf").is_some();
+    Situation { own_file: extent != Extent::Shared, resolved, resolvconf, servers }
+}
+
+/// Tells the machine its name servers. What fails is a warning, and as before.
+pub(in crate::host) fn set(places: &Places, dns: &Dns) -> Outcome {
+    let result = match dns.way {
+        Way::Resolved => set_resolved(places, dns, PATIENCE),
+        Way::Resolvconf => set_resolvconf(places, dns),
+        Way::File => match places.place(places.extent()) {
+            Some(place) => place.set(&dns.device, &dns.servers),
+            None => return Outcome::Already,
+        },
+    };
+    match result {
+        Ok(()) => Outcome::Done,
+        Err(error) => {
+            log::warn!(
+                "the machine's DNS stays as it is ({}): {error}; {}. Queries to port 53 are captured all the same",
+                what(places, dns.way),
+                remedy(dns.way, &error)
+            );
+            Outcome::Already
+        }
+    }
+}
+
+fn what(places: &Places, way: Way) -> String {
+    match way {
+        Way::Resolved => "systemd-resolved".into(),
+        Way::Resolvconf => "resolvconf".into(),
+        Way::File => places.resolv_conf.display().to_string(),
+    }
+}
+
+fn remedy(way: Way, error: &io::Error) -> &'static str {
+    match (way, error.kind()) {
+        (Way::Resolved, _) => "see `resolvectl status` and `journalctl -u systemd-resolved`",
+        (Way::Resolvconf, _) => "see `resolvconf -l`",
+        (Way::File, ErrorKind::ReadOnlyFilesystem) => {
+            "make its file system writable, or leave it with --dns off"
+        }
+        (Way::File, ErrorKind::PermissionDenied) => {
+            "run as root; make the file mutable (`chattr -i`); or leave it with --dns off"
+        }
+        (Way::File, ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => "make room on its disk",
+        (Way::File, ErrorKind::InvalidData | ErrorKind::FileTooLarge) => {
+            "look at it: it is no usual resolv.conf"
+        }
+        (Way::File, _) => "look at it and its directory, or leave it with --dns off",
+    }
+}
+
+/// Puts back what was before [`set`], if it still stands.
+///
+/// # Errors
+///
+/// It stands and cannot be undone: what, why and what to try.
+pub(in crate::host) fn restore(places: &Places, dns: &Dns) -> io::Result<Outcome> {
+    match dns.way {
+        Way::Resolved => {
+            if linux::index_of(&dns.device).is_err() {
+                return Ok(Outcome::Already);
+            }
+            match places.programs.run("resolvectl", &["revert", &dns.device], "", SHORT_PATIENCE) {
+                Ok(()) => Ok(Outcome::Done),
+                Err(error) => {
+                    log::warn!("systemd-resolved forgets {} when the device goes: {error}", dns.device);
+                    Ok(Outcome::Already)
+                }
+            }
+        }
+        Way::Resolvconf => restore_resolvconf(places, dns),
+        Way::File => match places.place(places.extent()) {
+            Some(place) => place.restore().map_err(|error| {
+                let text = format!(
+                    "cannot put {} back: {error}; {}, then run `sudo ztun restore`",
+                    places.resolv_conf.display(),
+                    remedy(Way::File, &error)
+                );
+                io::Error::new(error.kind(), text)
+            }),
+            None => Ok(Outcome::Already),
+        },
+    }
+}
+
+/// What a run that died has left of its DNS, found without a journal.
+pub(in crate::host) fn leftovers(places: &Places) -> Vec<Dns> {
+    let extent = places.extent();
+    let mut found = Vec::new();
+    if let Some((device, servers)) = places.place(extent).and_then(|place| place.leftover()) {
+        found.push(Dns { way: Way::File, device, servers });
+    }
+    if extent != Extent::First {
+        return found;
+    }
+    for record in records(places) {
+        let device = record.strip_prefix("tun.").and_then(|rest| rest.strip_suffix(RECORD));
+        let device = device.unwrap_or_default().to_owned();
+        let dns = Dns { way: Way::Resolvconf, device, servers: Vec::new() };
+        if !found.contains(&dns) {
+            found.push(dns);
+        }
+    }
+    found
+}
+
+/// The names of our records.
+fn records(places: &Places) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for entry in
+        places.records.iter().filter_map(|directory| fs::read_dir(directory).ok()).flatten().flatten()
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let device = name.strip_prefix("tun.").and_then(|rest| rest.strip_suffix(RECORD));
+        if device.is_some_and(|device| !device.is_empty()) && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    names
+}
+
+fn set_resolved(places: &Places, dns: &Dns, limit: Duration) -> io::Result<()> {
+    let servers: Vec<String> = dns.servers.iter().map(IpAddr::to_string).collect();
+    let mut arguments = vec!["dns", &dns.device];
+    arguments.extend(servers.iter().map(String::as_str));
+    let run = |arguments: &[&str]| places.programs.run("resolvectl", arguments, "", limit);
+    run(&arguments)?;
+    // All names belong to this link, before those that other links have said to be theirs.
+    run(&["domain", &dns.device, "~."])?;
+    // Old versions lack these two, and have no need of them: there the first is the consequence of the domain, and the second is off.
+    for optional in [["default-route", &dns.device, "true"], ["dnsovertls", &dns.device, "no"]] {
+        if let Err(error) = run(&optional) {
+            log::debug!("{error}");
+        }
+    }
+    Ok(())
+}
+
+/// The name of the record: Debian's list of interfaces has those that begin with `tun` before those of the machine's network.
+fn record_of(dns: &Dns) -> String {
+    format!("tun.{}{RECORD}", dns.device)
+}
+
+fn set_resolvconf(places: &Places, dns: &Dns) -> io::Result<()> {
+    let found = places.place(places.extent()).and_then(|place| place.whose().ok());
+    let octets = found.map(|(_, octets)| octets).unwrap_or_default();
+    let text = crate::host::netns::resolv_conf(&String::from_utf8_lossy(&octets), &dns.servers);
+    // -m 0 -x: with the highest preference, and no others (openresolv).
+    places.programs.run("resolvconf", &["-a", &record_of(dns), "-m", "0", "-x"], &text, PATIENCE)
+}
+
+fn restore_resolvconf(places: &Places, dns: &Dns) -> io::Result<Outcome> {
+    let record = record_of(dns);
+    let there = || records(places).contains(&record);
+    if !there() {
+        return Ok(Outcome::Already);
+    }
+    let result = places.programs.run("resolvconf", &["-d", &record, "-f"], "", PATIENCE);
+    if !there() {
+        return Ok(Outcome::Done);
+    }
+    let why = result.err().map_or("it is still there".to_owned(), |error| error.to_string());
+    Err(io::Error::other(format!("cannot delete the record {record}: {why}; try `resolvconf -d {record}`")))
+}
+
+/// What a look at the machine's DNS has shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Check {
+    /// It is as it should be, or was never changed.
+    Kept,
+    /// Another program had replaced it. What that program wrote stands when the run has ended, and until then ours does.
+    PutBack,
+    /// It is missing, or empty, at this moment: another program may be at it. Look again in a second.
+    Unsettled,
+    /// It is left with what another program wrote, which does so again and again, or cannot be replaced.
+    LeftToOthers,
+}
+
+/// Keeps the machine's DNS as it was set, for as long as a run lasts.
+#[derive(Debug)]
+pub struct Upkeep {
+    places: Places,
+    dns: Dns,
+    /// Times that ours may still be put back.
+    put_backs: u32,
+    /// Looks since one more was allowed.
+    looks: u32,
+    unsettled: bool,
+    /// That it is left to others has been said.
+    said: bool,
+}
+
+impl Upkeep {
+    /// Of what [`set`] has set; `None` when it failed, or when it keeps itself.
+    pub(in crate::host) fn new(places: Places, dns: Dns) -> Option<Upkeep> {
+        let upkeep = Upkeep { places, dns, put_backs: PUT_BACKS, looks: 0, unsettled: false, said: false };
+        (upkeep.dns.way != Way::Resolvconf && upkeep.stands() == Some(true)).then_some(upkeep)
+    }
+
+    /// A descriptor that becomes readable when another program may have changed something.
+    ///
+    /// # Errors
+    ///
+    /// The system's limits.
+    pub fn watch(&self) -> io::Result<Watch> {
+        match self.dns.way {
+            Way::Resolved | Way::Resolvconf => Watch::new(&self.places.resolved.join("resolv.conf")),
+            Way::File => Watch::new(&self.places.resolv_conf),
+        }
+    }
+
+    /// Looks whether what was set still stands, and puts it back if another program has replaced it. Cost: a few system calls when it stands.
+    pub fn check(&mut self) -> Check {
+        self.looks += 1;
+        if self.looks == LOOKS_FOR_ONE_MORE {
+            (self.looks, self.put_backs) = (0, PUT_BACKS.min(self.put_backs + 1));
+        }
+        match self.stands() {
+            Some(true) => {
+                self.unsettled = false;
+                self.said &= self.put_backs < PUT_BACKS;
+                return Check::Kept;
+            }
+            None if !self.unsettled => {
+                self.unsettled = true;
+                return Check::Unsettled;
+            }
+            Some(false) | None => self.unsettled = false,
+        }
+        let result = match self.put_backs.checked_sub(1) {
+            Some(left) => {
+                self.put_backs = left;
+                self.put_back()
+            }
+            None => Err(io::Error::other("another program replaces it again and again")),
+        };
+        let what = what(&self.places, self.dns.way);
+        match result {
+            Ok(()) => {
+                log::info!(
+                    "another program has replaced {what}: what it wrote stands when this run has ended"
+                );
+                Check::PutBack
+            }
+            Err(error) => {
+                self.put_backs = 0;
+                if !core::mem::replace(&mut self.said, true) {
+                    log::warn!(
+                        "{what} is left as another program wrote it: {error}; stop that program, or use --dns off. \
+                         Queries to port 53 are captured all the same"
+                    );
+                }
+                Check::LeftToOthers
+            }
+        }
+    }
+
+    fn put_back(&self) -> io::Result<()> {
+        match self.dns.way {
+            Way::Resolved => set_resolved(&self.places, &self.dns, SHORT_PATIENCE),
+            Way::Resolvconf => Ok(()),
+            Way::File => match self.places.place(self.places.extent()) {
+                Some(place) => place.set(&self.dns.device, &self.dns.servers),
+                None => Err(io::Error::other("it has become that of another network namespace as well")),
+            },
+        }
+    }
+
+    /// Whether it is as it was set; `None` when there is nothing at all.
+    fn stands(&self) -> Option<bool> {
+        match self.dns.way {
+            Way::Resolved => {
+                // It writes the servers of all links there, with every change that it makes.
+                let text = fs::read(self.places.resolved.join("resolv.conf")).ok()?;
+                let known = nameservers(&text);
+                Some(self.dns.servers.iter().all(|server| known.contains(server)))
+            }
+            Way::Resolvconf => Some(true),
+            Way::File => match self.places.place(self.places.extent())?.whose() {
+                Ok((Whose::Ours(_), octets)) => Some(nameservers(&octets) == self.dns.servers),
+                Ok((Whose::Others, octets)) if octets.is_empty() => None,
+                Ok((Whose::Others | Whose::Spoilt, _)) | Err(_) => Some(false),
+            },
+        }
+    }
+}
+
+/// Sees that another program may have changed something.
+#[derive(Debug)]
+pub struct Watch {
+    inotify: File,
+}
+
+impl Watch {
+    /// Of the file with this name, whatever is put there, and of the file that has it at this moment.
+    fn new(path: &Path) -> io::Result<Watch> {
+        // SAFETY: the call takes numbers.
+        let fd = unsafe { libc::inotify_init1(libc::IN_NONBLOCK | libc::IN_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made, and nobody else has it.
+        let inotify = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        let replaced = libc::IN_CREATE | libc::IN_MOVE | libc::IN_DELETE | libc::IN_CLOSE_WRITE;
+        let add = |path: &Path, events| {
+            let path = CString::new(path.as_os_str().as_bytes())?;
+            // SAFETY: an open descriptor, a string that ends with NUL and outlives the call, and a number.
+            let result = unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), events) };
+            if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        };
+        add(path.parent().unwrap_or(path), replaced)?;
+        // One that is mounted is written to by a name in another directory.
+        if let Err(error) = add(path, libc::IN_CLOSE_WRITE) {
+            log::debug!("{} itself is not watched: {error}", path.display());
+        }
+        Ok(Watch { inotify })
+    }
+
+    /// Reads what it has seen, so that the descriptor becomes readable by the next change only; whether there was anything.
+    pub fn drain(&mut self) -> bool {
+        let (mut any, mut buffer) = (false, [0; 4096]);
+        while let Ok(1..) = self.inotify.read(&mut buffer) {
+            any = true;
+        }
+        any
+    }
+}
+
+impl AsFd for Watch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inotify.as_fd()
+    }
+}
+
+impl AsRawFd for Watch {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.inotify.as_raw_fd()
+    }
+}
