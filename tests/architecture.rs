@@ -34,7 +34,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
         "session",
         &["time", "config", "outbound", "engine", "tun", "host", "monitor", "proxy", "driver", "control"],
     ),
-    ("doctor", &["time", "config", "wire", "outbound", "engine", "host", "driver"]),
+    ("doctor", &["time", "config", "wire", "dns", "outbound", "engine", "host", "driver"]),
     // A process of the demo tells its errors as the program does.
     ("demo", &["time", "config", "host", "proxy", "driver", "session", "cli"]),
     (

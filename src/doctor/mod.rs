@@ -61,7 +61,7 @@ pub fn examine(config: &Config, options: &Options) -> Vec<Check> {
             "a kernel with CONFIG_NETLINK and CONFIG_IP_MULTIPLE_TABLES; in a container, allow AF_NETLINK",
         )),
     }
-    let (resolver, resolvers) = Names::read().judge(config.engine.dns_server);
+    let (resolver, resolvers) = Names::read().judge(&config.engine);
     checks.push(resolvers);
     if config.engine.proxies.is_empty() {
         let ids = [

@@ -4,8 +4,8 @@
 //! run that lives, or is among the leftovers.
 
 use super::check::Check;
-use super::names::is_private;
 use crate::config::{Cidr, Config, HostPlanConfig};
+use crate::dns::address::is_local;
 use crate::host::change::{Family, MAIN_TABLE, TABLE};
 use crate::host::observe::{self, Interface, SeenRoute, SeenRule};
 use crate::host::plan::FIRST_PREFERENCE;
@@ -204,9 +204,7 @@ impl Network {
         let nets: Vec<String> = self
             .addresses
             .iter()
-            .filter(|(index, net)| {
-                tunnels.iter().any(|tunnel| tunnel.index == *index) && is_private(net.addr)
-            })
+            .filter(|(index, net)| tunnels.iter().any(|tunnel| tunnel.index == *index) && is_local(net.addr))
             .map(|(_, net)| format!("--bypass {net}"))
             .collect();
         let remedy =

@@ -38,6 +38,8 @@ struct Subject {
     name: String,
     port: u16,
     resolver: SocketAddr,
+    /// Whether names are resolved through the proxies at all.
+    names: bool,
     ipv6: bool,
     udp: UdpMode,
 }
@@ -101,7 +103,15 @@ impl Subject {
         };
         let name = if matches!(target, Target::Ip(_)) { NAME.into() } else { host.clone() };
         let ipv6 = options.ipv6;
-        Ok(Subject { target, name, port, resolver: resolver.asked, ipv6, udp: config.engine.udp })
+        Ok(Subject {
+            target,
+            name,
+            port,
+            resolver: resolver.asked,
+            names: resolver.proxied,
+            ipv6,
+            udp: config.engine.udp,
+        })
     }
 
     fn query(&self) -> io::Result<Query> {
@@ -231,6 +241,10 @@ fn path_mtu(mtu: u16, path: u32, proxy: SocketAddr) -> Check {
     Check::ok(id, format!("{why}: datagrams of up to {v4} octets go in one piece"))
 }
 
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "the system has many errors; the last arm is for those without a remedy of their own"
+)]
 fn unreachable_remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => "start the proxy, or look at its port: nobody listens there",
@@ -469,6 +483,9 @@ fn resolved(answers: &Answers) -> Option<&Resolved> {
 /// Whether a name resolves through the proxy.
 fn dns(subject: &Subject, answers: &Answers) -> Check {
     let id = "dns";
+    if !subject.names {
+        return Check::skipped(id, "--dns direct: names are not resolved through the proxy");
+    }
     let (name, resolver) = (&subject.name, subject.resolver);
     let remedy = "name a resolver that the proxy reaches: --dns-server IP";
     let by_udp = answers.by_udp.as_ref().is_some_and(|answer| answer.result.is_ok());
@@ -560,6 +577,7 @@ mod tests {
             name: "example.com".into(),
             port: 80,
             resolver: "9.9.9.9:53".parse().unwrap(),
+            names: true,
             ipv6: true,
             udp,
         }

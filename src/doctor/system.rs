@@ -62,6 +62,10 @@ fn privilege(capabilities: io::Result<u64>, needed: bool) -> Check {
 }
 
 /// `tun`, whether there are devices, and `offload`, whether the kernel cuts and joins segments on them.
+#[allow(
+    clippy::wildcard_enum_match_arm,
+    reason = "the system has many errors; the last arm is for those without a remedy of their own"
+)]
 fn tun(driver: io::Result<TunDriver>, given: bool, offload: bool) -> [Check; 2] {
     let why = "the TUN driver cannot be asked";
     match driver {
