@@ -14,6 +14,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 use ztun::config::HostPlanConfig;
 use ztun::host::{self, RunDir};
 use ztun::tun::Tun;
@@ -51,6 +52,10 @@ fn in_namespace(test: impl FnOnce(&RunDir) + Send) {
         ] {
             ip(line);
         }
+        // The kernel adds these later, from a queue of its own.
+        for route in ["local 2001:db8::5 dev host-eth0", "ff00::/8 dev host-eth0", "ff00::/8 dev host-eth1"] {
+            until_routed(route);
+        }
         test(&RunDir::at(dir.path().join("run")));
     };
     thread::scope(|scope| scope.spawn(body).join().unwrap());
@@ -61,6 +66,15 @@ fn ip(line: &str) -> String {
     let output = Command::new("ip").args(line.split(' ')).output().unwrap();
     assert!(output.status.success(), "ip {line}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Waits for a line in the local table of IPv6.
+fn until_routed(route: &str) {
+    let start = Instant::now();
+    while !ip("-6 route show table local").contains(route) {
+        assert!(start.elapsed() < Duration::from_secs(20), "no {route}");
+        thread::yield_now();
+    }
 }
 
 /// Everything that a run could leave changed, as iproute2 prints it.
@@ -291,6 +305,9 @@ fn a_change_that_is_refused_rolls_the_others_back() {
         ip(&format!("link set {TUN} up"));
         ip("route add default dev host-eth0 table 31348");
         ip(&format!("link set {TUN} mtu 1300"));
+        for route in ["local fe80:", "ff00::/8 dev host-tun0"] {
+            until_routed(route);
+        }
         let before = machine();
         let error = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap_err();
         assert!(error.to_string().contains("31348"), "{error}");

@@ -212,6 +212,23 @@ impl Change {
         }
     }
 
+    /// Whether this is a rule, or a route that belongs to no device: what decides where packets go while the device is gone.
+    pub(super) fn outlives_device(&self) -> bool {
+        matches!(
+            self,
+            Change::UnreachableAdd(_)
+                | Change::UnreachableDelete(_)
+                | Change::RuleAdd(_)
+                | Change::RuleDelete(_)
+        )
+    }
+
+    /// Whether a run goes on, with a warning, where the kernel refuses this.
+    pub(super) fn is_optional(&self) -> bool {
+        // Rules for ports: since Linux 4.17.
+        matches!(self, Change::RuleAdd(Rule { selector: Selector::Port(..), .. }))
+    }
+
     /// The kind, as reports name it.
     pub fn kind(&self) -> &'static str {
         match self {

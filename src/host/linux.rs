@@ -12,6 +12,7 @@ use super::change::{
 use super::dns::{self, Places};
 use super::netlink::Netlink;
 use super::plan::{FIRST_PREFERENCE, Have, Ipv6, LAST_PREFERENCE};
+use super::run::Outcome;
 use crate::config::Cidr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
@@ -28,15 +29,6 @@ use std::net::IpAddr;
 
 /// The kernel's settings for IPv6; the directory is missing when the kernel has none.
 const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf";
-
-/// What a change came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// It was made.
-    Done,
-    /// There was nothing to do.
-    Already,
-}
 
 /// The kernel's index of the interface `device`.
 ///

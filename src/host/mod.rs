@@ -3,9 +3,9 @@
 //! # Theory of operation
 //!
 //! [`plan`](mod@plan) turns what there is and what is wanted into a list of [`Change`](change::Change)s, without touching anything.
-//! [`up`] takes the locks, undoes what a run that died left, plans, and makes the changes one by one: the undo of each is in the
-//! journal, synced, before it is made. [`Applied::down`] undoes them in reverse; a step that fails never skips the
-//! next. [`restore`] does the same for a run that died, from its journal, and then from the kernel's tables: every route and rule of ours
+//! [`up`] takes the locks, undoes what a run that died left, plans, makes the changes one by one, and asks whether they are there: the undo of each is
+//! in the journal, synced, before it is made. [`Applied::refresh`] makes the difference when the network or the device has changed.
+//! [`Applied::down`] undoes them in reverse; a step that fails never skips the next. [`restore`] does the same for a run that died, from its journal, and then from the kernel's tables: every route and rule of ours
 //! carries a protocol number and lies in a table or block of preferences of ours, so they are found without any journal.
 //!
 //! What a process that dies takes along by itself (the device, its addresses, the routes into it) and what stays (the rules, which then lead
@@ -23,6 +23,10 @@ mod journal;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
+mod lock;
+#[cfg(target_os = "linux")]
+mod machine;
+#[cfg(target_os = "linux")]
 pub mod netns;
 #[cfg(target_os = "linux")]
 pub mod observe;
@@ -31,20 +35,33 @@ pub mod owner;
 #[cfg(target_os = "linux")]
 pub mod process;
 #[cfg(target_os = "linux")]
+mod remedy;
+#[cfg(target_os = "linux")]
+mod report;
+#[cfg(target_os = "linux")]
+mod run;
+#[cfg(target_os = "linux")]
 mod session;
 #[cfg(target_os = "linux")]
-pub use journal::RunDir;
+pub use linux::index_of as interface_index;
 #[cfg(target_os = "linux")]
-pub use linux::{Outcome, index_of as interface_index};
+pub use lock::{Holder, RunDir};
 #[cfg(target_os = "linux")]
 pub use owner::LocalProxy;
 #[cfg(target_os = "linux")]
-pub use session::{Applied, Report, Step, dry_run, left_behind, restore, restore_in, restore_own, up, up_in};
+pub use report::{Report, Step};
+#[cfg(target_os = "linux")]
+pub use run::{Outcome, Refreshed};
+#[cfg(target_os = "linux")]
+pub use session::{Applied, dry_run, holder, left_behind, restore, restore_in, restore_own, up, up_in};
 
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 #[cfg(not(target_os = "linux"))]
-pub use unsupported::{Applied, LocalProxy, Report, dry_run, interface_index, restore, up};
+pub use unsupported::{
+    Applied, Holder, LocalProxy, Refreshed, Report, dry_run, holder, interface_index, left_behind, restore,
+    restore_own, up,
+};
 
 #[cfg(target_os = "linux")]
 use crate::netlink;

@@ -6,8 +6,8 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes are the kernel's, and it adds to them")]
 
 use super::change::{Family, PROTOCOL};
-use super::journal::RunDir;
 use super::linux;
+use super::lock::RunDir;
 use super::netlink::Netlink;
 use super::process::fork;
 use crate::config::Cidr;

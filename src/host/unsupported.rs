@@ -1,6 +1,7 @@
 //! Systems whose routes are not managed yet: type-checks, changes nothing.
 
 use super::HostError;
+use super::change::Change;
 use crate::config::HostPlanConfig;
 use crate::outbound::rule::Proto;
 use core::fmt;
@@ -24,6 +25,53 @@ impl Applied {
     pub fn down(&mut self) -> Report {
         match *self {}
     }
+
+    /// Makes the difference.
+    pub fn refresh(&mut self, _device: &str) -> Result<Refreshed, HostError> {
+        match *self {}
+    }
+
+    /// What is missing.
+    pub fn verify(&mut self) -> io::Result<Vec<Change>> {
+        match *self {}
+    }
+
+    /// Other proxies.
+    pub fn set_proxies(&mut self, _proxies: &[IpAddr], _local_proxy: Option<&LocalProxy>) {
+        match *self {}
+    }
+}
+
+/// What a refresh found to do, which is nothing.
+#[derive(Debug)]
+pub enum Refreshed {}
+
+impl Refreshed {
+    /// Whether everything was as it should be.
+    pub fn is_unchanged(&self) -> bool {
+        match *self {}
+    }
+}
+
+/// A process that has a lock, which cannot be found here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// When it was started.
+    pub started: u64,
+}
+
+impl Holder {
+    /// Nobody is.
+    pub fn is_alive(&self) -> bool {
+        false
+    }
+}
+
+/// Nobody has the device.
+pub fn holder(_device: &str) -> Option<Holder> {
+    None
 }
 
 /// What was undone, which is nothing.
@@ -102,4 +150,14 @@ pub fn dry_run(
     _local_proxy: Option<&LocalProxy>,
 ) -> Result<String, HostError> {
     unsupported(&format!("cannot plan routes into {device}"))
+}
+
+/// Fails: this system is not supported.
+pub fn restore_own(device: &str, _no_route: bool) -> Result<Report, HostError> {
+    unsupported(&format!("cannot restore what a run on {device} left"))
+}
+
+/// Nothing is.
+pub fn left_behind() -> io::Result<Vec<Change>> {
+    Ok(Vec::new())
 }

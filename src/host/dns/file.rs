@@ -23,7 +23,7 @@
 //! the file from before when ours takes its place again.
 
 use super::text::{How, Meta, Ours, Was, Whose};
-use crate::host::linux::Outcome;
+use crate::host::Outcome;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::IpAddr;

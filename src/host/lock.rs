@@ -1,0 +1,278 @@
+//! Where ztun keeps its files while it runs, and the locks that keep two runs apart.
+//!
+//! The directory (`/run/ztun`, mode 0700) belongs to the user that ztun runs as: whoever can write to it can make root delete routes, so
+//! one that belongs to someone else is refused. In it, for the device `ztun0`:
+//!
+//! - `ztun0.journal`: see [`journal`](super::journal).
+//! - `ztun0.lock`: locked with `flock` by the run that has the device; it holds the process id and the time at which the process was started (field
+//!   22 of `/proc/PID/stat`, in clock ticks since boot), which tells it from a later process with the same id.
+//! - `.routes.lock`: the same for the table and the rules, which all devices share.
+//!
+//! The files of a run in a network namespace of its own, which has devices, routes and rules of its own, carry that
+//! namespace's number: `ztun0@4026532281.journal`.
+//!
+//! A lock file is deleted before it is released, so a process that waited for nothing may hold a lock on a deleted file: taking a lock
+//! ends with a look whether the name still leads to the file that was locked.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Where journals and locks are kept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    suffix: String,
+}
+
+impl RunDir {
+    /// The directory of this machine: what the environment variable `ZTUN_RUN_DIR` says, else `/run/ztun`.
+    pub fn standard() -> RunDir {
+        let path = std::env::var_os("ZTUN_RUN_DIR").filter(|value| !value.is_empty());
+        RunDir::at(path.unwrap_or("/run/ztun".into()).into())
+    }
+
+    /// Another directory.
+    pub fn at(path: PathBuf) -> RunDir {
+        RunDir { path, suffix: namespace_suffix() }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What stands between a file's stem and its extension: the number of a network namespace of one's own.
+    pub(super) fn suffix(&self) -> &str {
+        &self.suffix
+    }
+
+    pub(super) fn file(&self, stem: &str, extension: &str) -> PathBuf {
+        self.path.join(format!("{stem}{}.{extension}", self.suffix))
+    }
+
+    fn create(&self) -> io::Result<()> {
+        match DirBuilder::new().mode(0o700).create(&self.path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        let found = fs::symlink_metadata(&self.path)?;
+        // SAFETY: geteuid has no arguments and cannot fail.
+        let user = unsafe { libc::geteuid() };
+        if !found.is_dir() || found.uid() != user || found.mode() & 0o022 != 0 {
+            let text =
+                format!("{} must be a directory that only user {user} can write to", self.path.display());
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+        }
+        Ok(())
+    }
+}
+
+/// Empty in the network namespace of process 1, `@NUMBER` in others, and where process 1 cannot be asked.
+fn namespace_suffix() -> String {
+    let number = |path| fs::metadata(path).map(|found| found.ino());
+    match (number("/proc/thread-self/ns/net"), number("/proc/1/ns/net")) {
+        (Ok(own), Ok(first)) if own != first => format!("@{own}"),
+        (Ok(_), Ok(_) | Err(_)) | (Err(_), _) => String::new(),
+    }
+}
+
+/// A process that has a lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Holder {
+    /// Its process id.
+    pub pid: u32,
+    /// When it was started: field 22 of `/proc/PID/stat`, in clock ticks since boot. With the id, no other process has it.
+    pub started: u64,
+}
+
+impl Holder {
+    /// This process.
+    fn own() -> io::Result<Holder> {
+        let pid = std::process::id();
+        let started = start_time(pid).ok_or_else(|| io::Error::other("cannot read /proc/self/stat"))?;
+        Ok(Holder { pid, started })
+    }
+
+    /// What a lock file says.
+    fn parse(text: &str) -> Option<Holder> {
+        let mut words = text.split_whitespace();
+        let holder = Holder { pid: words.next()?.parse().ok()?, started: words.next()?.parse().ok()? };
+        words.next().is_none().then_some(holder)
+    }
+
+    /// Whether the process lives and is a ztun: its start time is the one that it wrote, and it runs a program of that name, or this very program.
+    pub fn is_alive(&self) -> bool {
+        if start_time(self.pid) != Some(self.started) {
+            return false;
+        }
+        let Ok(program) = fs::read_link(format!("/proc/{}/exe", self.pid)) else { return false };
+        let named = program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ztun"));
+        named || fs::read_link("/proc/self/exe").is_ok_and(|own| own == program)
+    }
+}
+
+/// When a process was started, in clock ticks since boot (proc_pid_stat(5), field 22).
+fn start_time(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the program's name in brackets, which may contain anything; the third field follows its last bracket.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// The live ztun that has the device `name`, by its files in `dir`.
+pub(super) fn holder_in(dir: &RunDir, name: &str) -> Option<Holder> {
+    let text = fs::read_to_string(dir.file(name, "lock")).ok()?;
+    Holder::parse(&text).filter(Holder::is_alive)
+}
+
+/// Why a lock was not taken.
+#[derive(Debug)]
+pub(super) enum LockError {
+    /// A live process has it.
+    Held {
+        /// That process, if it has said who it is yet.
+        holder: Option<Holder>,
+    },
+    /// The system refused.
+    Io(io::Error),
+}
+
+impl From<io::Error> for LockError {
+    fn from(error: io::Error) -> LockError {
+        LockError::Io(error)
+    }
+}
+
+/// A lock; released, and its file deleted, when dropped. The kernel releases it when the process dies.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the lock on the device `name`.
+    pub(super) fn device(dir: &RunDir, name: &str) -> Result<Lock, LockError> {
+        Lock::take(dir, name)
+    }
+
+    /// Takes the lock on the table and the rules.
+    pub(super) fn routes(dir: &RunDir) -> Result<Lock, LockError> {
+        // With a dot in front it sorts first and is no name that the kernel gives by itself.
+        Lock::take(dir, ".routes")
+    }
+
+    fn take(dir: &RunDir, stem: &str) -> Result<Lock, LockError> {
+        let path = dir.file(stem, "lock");
+        // Ends: every further round means that another run has just ended and deleted its file, or the directory.
+        loop {
+            dir.create()?;
+            let opened = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+                .open(&path);
+            let mut file = match opened {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error.into()),
+            };
+            // SAFETY: the descriptor is open; flock touches no memory of ours.
+            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } < 0 {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    return Err(error.into());
+                }
+                let mut text = String::new();
+                file.read_to_string(&mut text)?;
+                return Err(LockError::Held { holder: Holder::parse(&text) });
+            }
+            let locked = file.metadata()?;
+            let same = |found: fs::Metadata| found.dev() == locked.dev() && found.ino() == locked.ino();
+            if fs::symlink_metadata(&path).is_ok_and(same) {
+                // From here on the file goes with the lock, whatever fails.
+                let mut lock = Lock { file, path };
+                let Holder { pid, started } = Holder::own()?;
+                lock.file.set_len(0)?;
+                lock.file.write_all(format!("{pid} {started}\n").as_bytes())?;
+                return Ok(lock);
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            log::debug!("lock file {} stays: {error}", self.path.display());
+        }
+        // The directory goes with the last of them; while another run has files in it, it stays.
+        if let Some(dir) = self.path.parent()
+            && let Err(error) = fs::remove_dir(dir)
+        {
+            log::trace!("directory {} stays: {error}", dir.display());
+        }
+        log::trace!("lock on descriptor {} released", self.file.as_raw_fd());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dir() -> (tempfile::TempDir, RunDir) {
+        let temporary = tempfile::tempdir().unwrap();
+        let dir = RunDir::at(temporary.path().join("run"));
+        (temporary, dir)
+    }
+
+    #[test]
+    fn a_second_lock_names_the_holder_and_the_first_is_released_by_drop() {
+        let (_temporary, dir) = dir();
+        let lock = Lock::device(&dir, "ztun0").unwrap();
+        let held = Lock::device(&dir, "ztun0").unwrap_err();
+        let LockError::Held { holder: Some(holder) } = held else { panic!("{held:?}") };
+        assert_eq!(holder.pid, std::process::id());
+        assert_eq!(holder_in(&dir, "ztun0"), Some(holder));
+        let other = Lock::device(&dir, "ztun1").unwrap();
+        drop(lock);
+        let again = Lock::device(&dir, "ztun0").unwrap();
+        drop((again, other));
+        assert_eq!(holder_in(&dir, "ztun0"), None);
+        assert!(!dir.path.exists());
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_to_is_refused() {
+        let (temporary, _) = dir();
+        let path = temporary.path().join("open");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
+        let refused = Lock::device(&RunDir::at(path), "ztun0").unwrap_err();
+        assert!(matches!(refused, LockError::Io(error) if error.kind() == io::ErrorKind::PermissionDenied));
+    }
+
+    #[test]
+    fn a_process_that_only_has_the_same_number_holds_nothing() {
+        let own = Holder::own().unwrap();
+        assert!(own.is_alive());
+        assert!(!Holder { started: own.started + 1, ..own }.is_alive());
+        let init = Holder { pid: 1, started: start_time(1).unwrap() };
+        assert!(!init.is_alive(), "process 1 is no ztun");
+    }
+
+    #[test]
+    fn a_lock_file_that_says_nothing_names_nobody() {
+        for text in ["", "12", "x 3", "12 3 4", "-1 3"] {
+            assert_eq!(Holder::parse(text), None, "{text}");
+        }
+        assert_eq!(Holder::parse("12 34\n"), Some(Holder { pid: 12, started: 34 }));
+    }
+}
