@@ -203,14 +203,11 @@ fn locked(dir: &RunDir, error: LockError, what: &str, remedy: &str) -> HostError
         }
         LockError::Io(source) => {
             let what = format!("cannot take the lock in {}", dir.path().display());
-            match source.kind() {
-                io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => HostError {
-                    what,
-                    source,
-                    remedy: "run as root, or set ZTUN_RUN_DIR to a directory of your own".into(),
-                },
-                _ => failed(&what, source),
+            if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) {
+                let remedy = "run as root, or set ZTUN_RUN_DIR to a directory of your own".into();
+                return HostError { what, source, remedy };
             }
+            failed(&what, source)
         }
     }
 }

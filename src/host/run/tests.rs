@@ -314,8 +314,7 @@ fn steps(case: Case) -> usize {
     let mut run = case.start(&fake, 7).unwrap();
     assert!(run.verify().unwrap().is_empty());
     assert!(run.down().is_ok());
-    let steps = fake.0.borrow().steps;
-    steps
+    fake.0.borrow().steps
 }
 
 /// Runs to the end or to `death`, whichever is first; the process is gone after it.
