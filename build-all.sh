@@ -16,6 +16,7 @@ usage: ./build-all.sh COMMAND
   deps    install the programs that the tests use (Debian packages; root or sudo)
   check   format, lints, documentation, licences, the core without an OS
   test    deps, then every test; those that need network namespaces run as root (through sudo for others), or not at all with ZTUN_SKIP_NETNS=1
+  soak    churn for a day, or for SECONDS: descriptors, memory and tables stay flat (root)
   bench   micro-benches, then ztun beside tun2proxy and a plain relay (root)
   demo    see it work
 TEXT
@@ -62,7 +63,7 @@ cargo_deny() {
 }
 
 check() {
-    bash -n build-all.sh .ci/run
+    bash -n build-all.sh .ci/run benches/soak.sh
     say "format";        cargo fmt --check
     say "lints";         cargo clippy --quiet --locked --all-targets -- -D warnings
     say "the core alone"; cargo clippy --quiet --locked --lib --no-default-features -- -D warnings
@@ -105,6 +106,7 @@ case "${1:-}" in
     check) check ;;
     test) tests ;;
     bench) shift; bench "$@" ;;
+    soak) shift; deps; run_as_root; benches/soak.sh "$@" ;;
     demo) cargo run --quiet --release --locked -- demo ;;
     *) usage; [ "${1:-}" = help ] || exit 2 ;;
 esac

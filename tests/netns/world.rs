@@ -86,15 +86,23 @@ impl Namespace {
 
     /// Runs `act` on a thread that has entered the namespace: sockets that it opens stay there.
     pub fn inside<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> T {
+        let thread = self.spawn(act);
+        until_within(LONGEST, "a thread in the namespace ends", || thread.is_finished());
+        thread.join().unwrap()
+    }
+
+    /// Starts `act` on a thread that has entered the namespace, and does not wait for it.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        act: impl FnOnce() -> T + Send + 'static,
+    ) -> thread::JoinHandle<T> {
         let namespace = File::open(format!("/run/netns/{}", self.0)).unwrap();
-        let thread = thread::spawn(move || {
+        thread::spawn(move || {
             // SAFETY: setns touches no memory; the thread alone changes its namespace.
             let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
             assert_eq!(result, 0, "setns: {}", std::io::Error::last_os_error());
             act()
-        });
-        until_within(LONGEST, "a thread in the namespace ends", || thread.is_finished());
-        thread.join().unwrap()
+        })
     }
 
     pub fn connect(&self, to: &str) -> std::io::Result<TcpStream> {

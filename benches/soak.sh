@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Churn for a day, or for as many seconds as are given: descriptors, resident memory and tables must stay flat (tests/netns/soak.rs). Needs root.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export ZTUN_SOAK_SECONDS="${1:-86400}"
+exec cargo test --locked --test netns soak:: -- --ignored --nocapture
