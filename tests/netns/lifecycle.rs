@@ -136,33 +136,6 @@ fn after_kill_9_restore_and_the_next_start_heal() {
     assert_eq!(world.client.state(), before);
 }
 
-/// F19: killed at any moment, in the middle of the set-up too: restored to the last bit.
-#[test]
-fn killed_at_any_moment_it_can_be_restored() {
-    let Some(world) = world() else { return };
-    let before = world.client.state();
-    let mut halfway = 0;
-    for number in 0..24 {
-        let mut command = world.client.command(ZTUN);
-        command.args(["--socks5", PROXY]);
-        let mut ztun = world.start(command);
-        // Each time a little later: the number of rules and routes that are there says how far it is.
-        let wanted = number % 12;
-        let done = "ip rule list proto 122; ip -6 rule list proto 122; ip route show table 31348 2>/dev/null";
-        until("ztun is that far", || {
-            wanted == 0
-                || world.client.ok(&format!("{{ {done}; }} | wc -l")).trim().parse::<i32>().unwrap() >= wanted
-        });
-        ztun.signal(libc::SIGKILL);
-        ztun.end();
-        halfway += u32::from(!ztun.log().contains("ready"));
-        restore(&world);
-        assert_eq!(world.client.state(), before, "killed at {wanted}");
-        assert_eq!(restore(&world).trim(), "nothing was left behind");
-    }
-    assert!(halfway > 0, "every one of them was ready before it was killed");
-}
-
 /// L-1, F22: a second one is refused with the first one's process id, and changes nothing.
 #[test]
 fn a_second_one_is_refused() {

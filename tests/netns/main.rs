@@ -11,6 +11,7 @@
 mod datagrams;
 mod faults;
 mod floods;
+mod killed;
 mod lifecycle;
 mod local_proxy;
 mod policy;
