@@ -14,6 +14,7 @@
 //! A lock file is deleted before it is released, so a process that waited for nothing may hold a lock on a deleted file: taking a lock
 //! ends with a look whether the name still leads to the file that was locked.
 
+use super::process::in_first_network;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -71,12 +72,11 @@ impl RunDir {
     }
 }
 
-/// Empty in the network namespace of process 1, `@NUMBER` in others, and where process 1 cannot be asked.
+/// Empty in the machine's own network namespace, `@NUMBER` in others.
 fn namespace_suffix() -> String {
-    let number = |path| fs::metadata(path).map(|found| found.ino());
-    match (number("/proc/thread-self/ns/net"), number("/proc/1/ns/net")) {
-        (Ok(own), Ok(first)) if own != first => format!("@{own}"),
-        (Ok(_), Ok(_) | Err(_)) | (Err(_), _) => String::new(),
+    match fs::metadata("/proc/thread-self/ns/net") {
+        Ok(own) if !in_first_network() => format!("@{}", own.ino()),
+        Ok(_) | Err(_) => String::new(),
     }
 }
 

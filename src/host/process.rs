@@ -3,8 +3,11 @@
 //! A child is a copy of this process with its one thread, so it may do anything that the parent might have done. It ends with its parent
 //! (PR_SET_PDEATHSIG), and a [`Child`] that is dropped is killed and waited for: nothing stays behind on either side.
 
+use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A child process.
@@ -40,7 +43,7 @@ impl ExitStatus {
 ///
 /// The system refuses a process, or this one has more than one thread: a copy of one of them would find the locks of the others held for ever.
 pub fn fork(body: impl FnOnce() -> u8) -> io::Result<Child> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+    if fs::read_dir("/proc/self/task")?.count() != 1 {
         return Err(io::Error::other("a process with several threads cannot be copied"));
     }
     io::stdout().flush()?;
@@ -157,6 +160,44 @@ impl Drop for Child {
     }
 }
 
+/// Whether this network namespace is the machine's: that of process 1, or, where that one may not be looked at (some virtual machines do not let
+/// even root), the kernel's first.
+pub(super) fn in_first_network() -> bool {
+    let number = |path: &str| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    match (number("/proc/thread-self/ns/net"), number("/proc/1/ns/net")) {
+        (Ok(own), Ok(first)) => own == first,
+        // Every network namespace has settings of its own; those of the whole kernel are to be seen in the first one alone.
+        (Ok(_), Err(_)) => Path::new("/proc/sys/net/core/netdev_max_backlog").exists(),
+        (Err(_), _) => true,
+    }
+}
+
+/// The directory in /proc of a process of the machine's own network: process 1, or, where that one may not be looked at, the oldest ancestor of
+/// this process that may be and is in another network namespace.
+pub(super) fn first_process() -> Option<PathBuf> {
+    let number = |process: &Path| fs::metadata(process.join("ns/net")).map(|found| found.ino()).ok();
+    let first = PathBuf::from("/proc/1");
+    if number(&first).is_some() {
+        return Some(first);
+    }
+    let own = number(Path::new("/proc/thread-self"))?;
+    let (mut pid, mut oldest) = (std::process::id(), None);
+    // Ends: an ancestor is older, and process 0 is the last.
+    while let Some(parent) = parent_of(pid).filter(|parent| *parent != 0 && *parent != pid) {
+        let directory = PathBuf::from(format!("/proc/{parent}"));
+        if number(&directory).is_some_and(|network| network != own) {
+            oldest = Some(directory);
+        }
+        pid = parent;
+    }
+    oldest
+}
+
+fn parent_of(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
 /// Ends this process at once, whatever its other threads do; nothing of it runs any more.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit takes a number and does not return.
@@ -165,7 +206,7 @@ pub fn exit_now(status: i32) -> ! {
 
 /// Whether this process has a terminal, which sends its signals to the children too.
 pub fn has_terminal() -> bool {
-    std::fs::File::open("/dev/tty").is_ok()
+    fs::File::open("/dev/tty").is_ok()
 }
 
 /// Lets signals end this process again, after it has handled or ignored them.

@@ -13,6 +13,7 @@ use super::command::Programs;
 use super::file::{Place, nameservers};
 use super::text::Whose;
 use super::{Dns, Situation, Way};
+use crate::host::process::{first_process, in_first_network};
 use crate::host::{Outcome, RunDir, linux};
 use std::ffi::CString;
 use std::fs::{self, File, Metadata};
@@ -45,7 +46,7 @@ pub struct Places {
     resolved: PathBuf,
     /// Where the versions of resolvconf keep their records.
     records: Vec<PathBuf>,
-    /// What the system says of process 1.
+    /// What the system says of process 1, or of whoever stands for it.
     first_process: PathBuf,
 }
 
@@ -72,7 +73,12 @@ impl Places {
             programs: Programs::standard(),
             resolved: "/run/systemd/resolve".into(),
             records: records.into(),
-            first_process: "/proc/1".into(),
+            // A name that leads nowhere: nobody can tell whose the file is.
+            first_process: if in_first_network() {
+                "/proc/self".into()
+            } else {
+                first_process().unwrap_or_default()
+            },
         }
     }
 
@@ -81,8 +87,8 @@ impl Places {
         let namespace = |process: &Path| fs::metadata(process.join("ns/net")).map(|found| identity(&found));
         match (namespace(Path::new("/proc/thread-self")), namespace(&self.first_process)) {
             (Ok(own), Ok(first)) if own != first => {}
-            // Who may not ask process 1 is not root, and cannot change a file either.
-            (Ok(_), Ok(_) | Err(_)) | (Err(_), _) => return Extent::First,
+            (Ok(_), Ok(_)) | (Err(_), _) => return Extent::First,
+            (Ok(_), Err(_)) => return Extent::Shared,
         }
         self.extent_beside_first().unwrap_or(Extent::Shared)
     }
