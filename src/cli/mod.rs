@@ -11,6 +11,7 @@
 
 mod build;
 mod doctor;
+mod file;
 mod logging;
 mod man;
 mod options;
@@ -98,13 +99,14 @@ where
     T: Into<OsString> + Clone,
 {
     let args: Vec<OsString> = args.into_iter().map(Into::into).collect();
-    let cli = match parse(&args) {
-        Ok(cli) => cli,
+    let Parsed { cli, warnings } = match parse(&args) {
+        Ok(parsed) => parsed,
         Err(Refusal::Answer(text)) => return print(|out| out.write_all(text.as_bytes())),
         Err(Refusal::Error(error)) => return Err(error),
     };
     let quiet = matches!(cli.command, Some(Command::Exec(_) | Command::Demo));
     logging::start(&cli.log, quiet);
+    warnings.iter().for_each(|warning| log::warn!("{warning}"));
     match cli.command {
         None => route(&cli.run),
         Some(Command::Exec(options)) => exec(&options),
@@ -123,8 +125,8 @@ where
 /// Parses `args` and puts a configuration together, as far as that needs no system; whether there is one. For tests that look for panics.
 #[doc(hidden)]
 pub fn parse_only(args: &[OsString]) -> bool {
-    parse(args).is_ok_and(|cli| match cli.command {
-        None => build::config(&cli.run, build::Names::Refused).is_ok(),
+    parse(args).is_ok_and(|parsed| match parsed.cli.command {
+        None => build::config(&parsed.cli.run, build::Names::Refused).is_ok(),
         Some(Command::Exec(options)) => build::exec_config(&options, build::Names::Refused).is_ok(),
         Some(Command::Doctor(options)) => {
             build::config_without_proxy(&options.run, build::Names::Refused).is_ok()
@@ -133,13 +135,27 @@ pub fn parse_only(args: &[OsString]) -> bool {
     })
 }
 
-fn parse(args: &[OsString]) -> Result<Cli, Refusal> {
+/// What was typed, and what the file that it names adds.
+#[derive(Debug)]
+struct Parsed {
+    cli: Cli,
+    /// What is to be said once there is a log.
+    warnings: Vec<String>,
+}
+
+fn parse(args: &[OsString]) -> Result<Parsed, Refusal> {
     let refused = |error: clap::Error| refusal::refusal(&error, args);
-    let matches = Cli::command().try_get_matches_from(args).map_err(refused)?;
+    let mut matches = Cli::command().try_get_matches_from(args).map_err(refused)?;
     if let Some(error) = refusal::misplaced(&matches) {
         return Err(Refusal::Error(error));
     }
-    Cli::from_arg_matches(&matches).map_err(refused)
+    let mut warnings = Vec::new();
+    if let Some(merged) = file::merged(args, &matches).map_err(Refusal::Error)? {
+        matches = Cli::command().try_get_matches_from(merged.args).map_err(refused)?;
+        warnings = merged.warnings;
+    }
+    let cli = Cli::from_arg_matches(&matches).map_err(refused)?;
+    Ok(Parsed { cli, warnings })
 }
 
 /// Writes to standard output. A reader that has gone away (`ztun man | head`) is no error.
@@ -248,7 +264,7 @@ mod tests {
 
     #[test]
     fn what_is_planned_is_refused_by_name() {
-        for args in [&["--config", "x"][..], &["split", "entry"]] {
+        for args in [&["split", "entry"][..], &["split", "exit"]] {
             let error = refusal(args);
             assert_eq!(error.code, USAGE);
             assert!(error.what.contains("not in this version") && error.what.contains(args[0]), "{error}");
@@ -282,14 +298,14 @@ mod tests {
         assert_eq!(error.remedy.as_deref(), Some("`ztun exec --socks5 ...`"));
         assert!(refusal(&["--dry-run", "restore"]).what.contains("--dry-run stands before `restore`"));
         let args = ["ztun", "--log-level", "debug", "exec", "--", "true"].map(OsString::from);
-        let cli = parse(&args).unwrap();
+        let cli = parse(&args).unwrap().cli;
         assert_eq!(cli.log.log_level, Some(options::LogLevel::Debug));
     }
 
     #[test]
     fn what_follows_the_command_is_the_commands() {
         let args = ["ztun", "exec", "--udp", "reject", "curl", "--socks5", "-v", "--"].map(OsString::from);
-        let Some(Command::Exec(options)) = parse(&args).unwrap().command else { panic!("exec") };
+        let Some(Command::Exec(options)) = parse(&args).unwrap().cli.command else { panic!("exec") };
         assert_eq!(options.command, ["curl", "--socks5", "-v", "--"]);
         assert!(options.way.socks5.is_empty());
         assert!(refusal(&["exec", "--no-such-option", "true"]).what.contains("no option '--no-such-option'"));

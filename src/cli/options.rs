@@ -21,6 +21,7 @@ pub(super) const EXIT_STATUS: &str =
     "  0 stopped as asked   1 failed while running    2 bad usage   3 the machine refuses
   4 no proxy answers (--require-proxy)           9 had to be forced";
 
+const CONFIGURATION: &str = "Configuration";
 const PROXY: &str = "Proxy";
 const TRAFFIC: &str = "Traffic";
 const LIMITS: &str = "Limits";
@@ -196,6 +197,9 @@ impl fmt::Debug for Secret {
 /// Options of everything that carries traffic through a proxy.
 #[derive(Args, Debug)]
 pub struct WayOptions {
+    /// Options from a TOML file, under the same names; what is typed wins
+    #[arg(long, help_heading = CONFIGURATION, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// The proxy, as in 127.0.0.1:1080; repeat for failover in this order
     #[arg(long, help_heading = PROXY, value_name = "[USER:PASS@]HOST:PORT", env = "ZTUN_SOCKS5", hide_env_values = true)]
     pub socks5: Vec<Secret>,
