@@ -188,14 +188,7 @@ fn a_run_without_a_proxy_names_the_option_and_an_example() {
 fn what_the_contract_has_and_this_version_has_not_is_refused_by_name_and_not_in_the_help() {
     let (_, help, _) = output(ztun(&["--help"]));
     let way = ["--socks5", "127.0.0.1:1", "--dry-run"];
-    for args in [
-        &["--config", "f"][..],
-        &["--config=f"],
-        &["--dns", "fake"],
-        &["--dns", "tcp"],
-        &["--dns=fake"],
-        &["--icmp", "direct"],
-    ] {
+    for args in [&["--dns", "fake"][..], &["--dns", "tcp"], &["--dns=fake"], &["--icmp", "direct"]] {
         let error = refused(&[&way[..], args].concat());
         let name = args[0].split('=').next().unwrap();
         assert!(error.contains("planned") && error.contains(name), "{error}");
@@ -211,7 +204,43 @@ fn what_the_contract_has_and_this_version_has_not_is_refused_by_name_and_not_in_
         let error = refused(&[&way[..], &["--rule", rule]].concat());
         assert!(error.contains("not built yet"), "{error}");
     }
-    assert!(refused(&["exec", "--config", "x", "--", "true"]).contains("planned"));
+}
+
+/// A file of options is read for a run, a dry run, `exec` and `doctor`; the command line wins; what is refused has its line.
+#[test]
+fn a_file_of_options_says_what_the_command_line_can_and_is_refused_with_its_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ztun.toml");
+    let path = file.to_str().unwrap();
+    fs::write(
+        &file,
+        "socks5 = ['192.0.2.1:1080']\ntun = 'cli-file0'\nmtu = 1400\nbypass = ['198.51.100.0/24']\n",
+    )
+    .unwrap();
+    let (code, plan, words) = output(ztun(&["--config", path, "--dry-run"]));
+    assert_eq!(code, Some(0), "{words}");
+    assert!(
+        plan.contains("cli-file0") && plan.contains("1400") && plan.contains("198.51.100.0/24"),
+        "{plan}"
+    );
+    let (_, plan, _) = output(ztun(&["--dry-run", "--config", path, "--mtu=1300"]));
+    assert!(plan.contains("1300") && !plan.contains("1400"), "{plan}");
+    fs::write(&file, "# options\nmtu = 1400\ntunn = 'x'\n").unwrap();
+    for args in [
+        &["--dry-run", "--config", path][..],
+        &["exec", "--config", path, "--", "true"],
+        &["doctor", "--config", path],
+    ] {
+        let error = refused(args);
+        assert!(
+            error.contains("ztun.toml:3") && error.contains("'tunn'") && error.contains("try: "),
+            "{error}"
+        );
+    }
+    fs::write(&file, format!("socks5 = ['alice:{PASSWORD}@127.0.0.1:99999']\n")).unwrap();
+    let error = refused(&["--dry-run", "--config", path]);
+    assert!(error.contains("1 to 65535") && !error.contains(PASSWORD), "{error}");
+    assert!(refused(&["--config", "/nonexistent", "--dry-run"]).contains("No such file"));
 }
 
 #[test]

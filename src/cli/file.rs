@@ -83,7 +83,7 @@ pub(super) fn merged(args: &[OsString], matches: &ArgMatches) -> Result<Option<M
         }
         let unused = entry.key == PASSWORD_FILE && own_proxy && !wants_password(typed);
         if overridden(command, typed, &entry.key).is_none() && !unused {
-            passwords |= entry.key == PROXY && entry.args.iter().any(|arg| holds_password(arg));
+            passwords |= entry.key == PROXY && entry.args.iter().any(holds_password);
             added.extend(entry.args);
         }
     }
@@ -250,11 +250,10 @@ fn is_number(arg: &Arg) -> bool {
 fn example(arg: &Arg) -> String {
     let name = arg.get_value_names().and_then(|names| names.first()).map_or("VALUE", |name| name.as_str());
     let value = if is_number(arg) { format!("NUMBER ({name})") } else { format!("\"{name}\"") };
-    match arg.get_action() {
-        ArgAction::SetTrue => "true or false".into(),
-        ArgAction::Append => format!("[{value}, ...]"),
-        _ => value,
+    if matches!(arg.get_action(), ArgAction::SetTrue) {
+        return "true or false".into();
     }
+    if matches!(arg.get_action(), ArgAction::Append) { format!("[{value}, ...]") } else { value }
 }
 
 /// The type of a value, for people; an array may fail for what is in it.
