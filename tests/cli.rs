@@ -239,7 +239,8 @@ fn a_file_of_options_says_what_the_command_line_can_and_is_refused_with_its_line
     }
     fs::write(&file, format!("socks5 = ['alice:{PASSWORD}@127.0.0.1:99999']\n")).unwrap();
     let error = refused(&["--dry-run", "--config", path]);
-    assert!(error.contains("1 to 65535") && !error.contains(PASSWORD), "{error}");
+    assert!(error.contains("ztun.toml:1: socks5: ") && error.contains("1 to 65535"), "{error}");
+    assert!(!error.contains(PASSWORD), "{error}");
     assert!(refused(&["--config", "/nonexistent", "--dry-run"]).contains("No such file"));
 }
 

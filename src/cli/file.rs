@@ -13,7 +13,7 @@
 
 use super::options::Secret;
 use super::refusal::{self, Refusal, shown};
-use super::{Cli, Error};
+use super::{Cli, Error, value};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command, CommandFactory};
 use std::any::TypeId;
@@ -170,7 +170,7 @@ fn entries(name: &str, text: &str) -> Result<Vec<Entry>, Error> {
             let what = format!("{key} is {}", kind(value.get_ref()));
             refused(at, &what, format!("{key} = {wanted}"))
         })?;
-        if let Some(error) = tried(&args) {
+        if let Some(error) = tried(&args).or_else(|| tried_proxies(key, &args)) {
             let what = error.what.strip_prefix("--").unwrap_or(&error.what);
             return Err(refused(at, what, error.remedy.unwrap_or_else(|| "`ztun --help`".into())));
         }
@@ -277,6 +277,13 @@ fn tried(args: &[OsString]) -> Option<Error> {
         Refusal::Error(error) => Some(error),
         Refusal::Answer(_) => None,
     }
+}
+
+/// What is wrong with a proxy, whose text clap does not judge.
+fn tried_proxies(key: &str, args: &[OsString]) -> Option<Error> {
+    let texts = args.iter().filter(|_| key == PROXY).filter_map(|arg| arg.to_str()?.split_once('='));
+    let why = texts.map(|(_, text)| value::proxy(text)).find_map(Result::err)?;
+    Some(Error::usage(format!("--{key}: {why}"), "[socks5://][USER:PASS@]HOST:PORT"))
 }
 
 #[cfg(test)]
@@ -411,6 +418,11 @@ mod tests {
             ("[router]\n", "z.toml:1: there is no option 'router'", "one of "),
             ("mtu = 1\n", "z.toml:1: mtu: ", "`ztun --help`"),
             ("mtu = -1\n", "z.toml:1: mtu: ", "`ztun --help`"),
+            (
+                "pool = 1\nsocks5 = ['10.0.0.1']\n",
+                "z.toml:2: socks5: the proxy's port is missing",
+                "HOST:PORT",
+            ),
             ("accept = 'soon'\n", "z.toml:1: accept: 'soon' is no choice", "one of late, early"),
             ("mtu = 1400\nmtu = 1500\n", "z.toml:2: duplicate key", "KEY = VALUE"),
             ("tun = ztun0\n", "z.toml:1: ", "quotes"),
@@ -429,6 +441,7 @@ mod tests {
             "socks5 = ['alice:hush@10.0.0.1:1\n",
             "socks5 = { alice = 'hush' }\n",
             "'alice:hush@h:1' = 1\n",
+            "socks5 = ['alice:hush@10.0.0.1:99999']\n",
             "tun = 'alice:hush@h:1'\n",
             "accept = 'alice:hush@h:1'\n",
             "log-level = 'alice:hush@h:1'\n",
