@@ -2,7 +2,7 @@
 
 use super::HostError;
 use super::change::Change;
-use super::dns::{self, Check, Places, Upkeep};
+use super::dns::{Check, Places, Upkeep};
 use super::journal::FileJournal;
 use super::lock::{self, Holder, Lock, LockError, RunDir};
 use super::machine::Machine;
@@ -56,15 +56,9 @@ impl Applied {
     }
 
     /// Looks whether the machine still uses the name servers that it was given, and sees to it that it does. To be called when
-    /// [`Applied::dns_watch`]'s descriptor becomes readable, when the network has changed, and every 30 s.
+    /// `/etc/resolv.conf` or the network has changed, and every 30 s; again in a second when it says so.
     pub fn dns_check(&mut self) -> Check {
         self.dns.as_mut().map_or(Check::Kept, Upkeep::check)
-    }
-
-    /// Sees that another program may have changed the machine's name servers; `None` when they were not changed, or cannot be watched.
-    pub fn dns_watch(&self) -> Option<dns::Watch> {
-        let watch = self.dns.as_ref()?.watch();
-        watch.inspect_err(|error| log::debug!("the name servers are not watched: {error}")).ok()
     }
 
     /// The changes of this run that are not in the kernel, because another program undid them.

@@ -31,7 +31,7 @@ mod machine;
 #[cfg(target_os = "linux")]
 mod text;
 #[cfg(target_os = "linux")]
-pub use machine::{Check, Places, Upkeep, Watch};
+pub use machine::{Check, Places, Upkeep};
 #[cfg(target_os = "linux")]
 pub(super) use machine::{leftovers, observe, restore, set};
 
@@ -148,19 +148,10 @@ pub fn choose(situation: &Situation) -> Choice {
 /// The change, if any, that makes `servers` behind `device` the machine's name servers.
 pub(super) fn plan(situation: &Situation, device: &str, servers: &[IpAddr]) -> Option<Dns> {
     match choose(situation) {
-        Choice::Change(way) => Some(Dns { way, device: device.into(), servers: servers.to_vec() })
-            .filter(|dns| !dns.servers.is_empty()),
-        Choice::LeaveToOthers => {
-            log::info!(
-                "/etc/resolv.conf is left alone: it is also that of the machine outside this network namespace; \
-                 queries to port 53 are captured all the same"
-            );
-            None
+        Choice::Change(way) if !servers.is_empty() => {
+            Some(Dns { way, device: device.into(), servers: servers.to_vec() })
         }
-        Choice::LeaveAsIs => {
-            log::debug!("the name servers are public and reached through the tunnel: left as they are");
-            None
-        }
+        Choice::Change(_) | Choice::LeaveToOthers | Choice::LeaveAsIs => None,
     }
 }
 
