@@ -316,6 +316,14 @@ fn kill_after(lines: usize) {
     assert_eq!(heard, lines);
 }
 
+/// As when the machine is started again. The one that was killed may have ended its run before.
+fn lose_journal() {
+    match fs::remove_dir_all("/run/ztun") {
+        Ok(()) => {}
+        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
+    }
+}
+
 /// F19
 #[test]
 fn after_kill_9_restore_puts_the_file_back() {
@@ -329,7 +337,7 @@ fn after_kill_9_restore_puts_the_file_back() {
         // Without the journal: the machine was started again.
         kill_after(1);
         let during = etc();
-        fs::remove_dir_all("/run/ztun").unwrap();
+        lose_journal();
         assert!(during == before || is_ours(), "{}", resolv_conf());
         restore();
         assert_eq!(etc(), before);
@@ -349,7 +357,7 @@ fn after_kill_9_the_next_run_starts_from_the_file_of_before() {
             for lines in 1..6 {
                 kill_after(lines);
                 if lines == 5 {
-                    fs::remove_dir_all("/run/ztun").unwrap();
+                    lose_journal();
                 }
                 let run = start();
                 assert!(is_ours(), "{}", resolv_conf());
@@ -474,12 +482,63 @@ fn what_is_planned_is_said_and_not_done() {
         for text in public {
             fs::write(RESOLV_CONF, text).unwrap();
             let plan = host::dry_run(&config(), TUN, &[], None).unwrap();
-            assert!(!plan.contains("dns"), "{plan}");
+            assert!(!plan.contains("dns set"), "{plan}");
         }
         fs::write(RESOLV_CONF, LAN).unwrap();
         let off = HostPlanConfig { dns: Vec::new(), ..config() };
-        assert!(!host::dry_run(&off, TUN, &[], None).unwrap().contains("dns"));
+        assert!(!host::dry_run(&off, TUN, &[], None).unwrap().contains("dns set"));
         assert_eq!(etc().len(), before.len());
         assert!(!RunDir::standard().path().exists());
+    });
+}
+
+/// The program itself, until it says that it is ready.
+fn program(arguments: &[&str]) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ztun"))
+        .args(["--socks5", "127.0.0.1:1080", "--tun", TUN])
+        .args(arguments)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.contains("ready")), "{:?}", child.wait());
+    // What it says from here on nobody reads.
+    thread::spawn(move || lines.count());
+    child
+}
+
+fn send(child: &Child, signal: libc::c_int) {
+    let pid = libc::pid_t::try_from(child.id()).unwrap();
+    // SAFETY: the call takes numbers; the child has not been waited for.
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+}
+
+/// Z12, F18, F19
+#[test]
+fn the_program_sets_and_puts_back_and_restore_does_for_one_that_was_killed() {
+    let name = "the_program_sets_and_puts_back_and_restore_does_for_one_that_was_killed";
+    on_a_machine(name, || {
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        let before = etc();
+        let mut child = program(&[]);
+        assert!(is_ours(), "{}", resolv_conf());
+        send(&child, libc::SIGTERM);
+        assert!(child.wait().unwrap().success());
+        assert_eq!(etc(), before);
+        let mut child = program(&[]);
+        assert!(is_ours(), "{}", resolv_conf());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(is_ours());
+        let restored =
+            Command::new(env!("CARGO_BIN_EXE_ztun")).args(["restore", "--tun", TUN]).output().unwrap();
+        assert!(restored.status.success(), "{restored:?}");
+        assert_eq!(etc(), before);
+        for arguments in [["--dns", "off"], ["--dns", "direct"], ["--route", "10.0.0.0/8"]] {
+            let mut child = program(&arguments);
+            assert_eq!(etc(), before, "{arguments:?}");
+            send(&child, libc::SIGTERM);
+            assert!(child.wait().unwrap().success());
+        }
     });
 }
