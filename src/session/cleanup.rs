@@ -154,7 +154,11 @@ impl Descriptors {
 
     /// How many are open that were not at that moment.
     pub(super) fn leaked(&self) -> usize {
-        Descriptors::open().0.difference(&self.0).count()
+        let now = Descriptors::open();
+        now.0
+            .difference(&self.0)
+            .inspect(|(number, target)| log::debug!("descriptor {number:?} to {} is new", target.display()))
+            .count()
     }
 }
 

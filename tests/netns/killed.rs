@@ -5,6 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// A resolver in the local network, which is not the proxy.
+const RESOLVER: &str = "10.77.0.53";
+
 /// A small generator (splitmix64) for instants: its seed is printed.
 struct Random(u64);
 
@@ -86,17 +89,26 @@ fn killed_at_200_random_instants_it_is_restored_and_starts_again() {
 fn count_leaks(world: &World) {
     world.server.ok("nft 'add table inet leak; add counter inet leak c; \
          add chain inet leak in { type filter hook prerouting priority -300; }; \
-         add rule inet leak in iifname eth0 ip daddr 203.0.113.0/24 counter name c; \
-         add rule inet leak in iifname eth0 ip saddr 198.18.0.0/16 counter name c; \
-         add rule inet leak in iifname eth0 ip6 daddr 2001:db8::/32 counter name c; \
-         add rule inet leak in iifname eth0 ip6 saddr fd7a:7a74:756e::/64 counter name c; \
-         add rule inet leak in iifname eth0 udp dport 53 counter name c'");
+         add rule inet leak in iifname eth0 ip daddr 203.0.113.0/24 counter counter name c; \
+         add rule inet leak in iifname eth0 ip saddr 198.18.0.0/16 counter counter name c; \
+         add rule inet leak in iifname eth0 ip6 daddr 2001:db8::/32 counter counter name c; \
+         add rule inet leak in iifname eth0 ip6 saddr fd7a:7a74:756e::/64 counter counter name c; \
+         add rule inet leak in iifname eth0 udp dport 53 counter counter name c'");
 }
 
 fn leaks(world: &World) -> u64 {
     let listed = world.server.ok("nft list counter inet leak c");
     let packets = listed.split_whitespace().skip_while(|word| *word != "packets").nth(1);
     packets.unwrap().parse().unwrap()
+}
+
+/// Ends the chatter when the test ends, however it does.
+struct End(Arc<AtomicBool>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Sends to the targets all the time, as apps do: datagrams, names, new connections and one that is open.
@@ -108,7 +120,7 @@ fn chatter(end: &AtomicBool) {
             // Refused or lost: that is the point.
             drop(udp.send_to(b"x", (TARGET, 9)));
             drop(udp.send_to(b"x", (TARGET, 53)));
-            drop(udp.send_to(b"x", ("10.77.0.2", 53)));
+            drop(udp.send_to(b"x", (RESOLVER, 53)));
             drop(udp6.send_to(b"x", (TARGET6, 9)));
         }
         let fresh = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -126,6 +138,7 @@ fn with_the_kill_switch_nothing_leaks_over_deaths_and_starts() {
     world.echo(&format!("{TARGET}:7"));
     world.answer(&format!("{TARGET}:9"), <[u8]>::to_vec);
     let before = world.client.state();
+    world.server.ok(&format!("ip addr add {RESOLVER}/24 dev eth0"));
     count_leaks(&world);
     let mut random = Random::new();
     let end = Arc::new(AtomicBool::new(false));
@@ -133,6 +146,7 @@ fn with_the_kill_switch_nothing_leaks_over_deaths_and_starts() {
     let mut app = world.client.connect(&format!("{TARGET}:7")).unwrap();
     talk(&mut app).unwrap();
     let shared = Arc::clone(&end);
+    let ends = End(Arc::clone(&end));
     let chattering = world.client.spawn(move || chatter(&shared));
     for number in 0..40 {
         if number % 2 == 0 {
@@ -142,7 +156,13 @@ fn with_the_kill_switch_nothing_leaks_over_deaths_and_starts() {
         drop(ztun.child.kill());
         ztun.end();
         pass(Duration::from_micros(random.below(20_000)));
-        assert_eq!(leaks(&world), 0, "after death {number}: {}", ztun.log());
+        assert_eq!(
+            leaks(&world),
+            0,
+            "after death {number}: {}{}",
+            ztun.log(),
+            world.server.ok("nft list table inet leak")
+        );
         ztun = start(&world, "--kill-switch");
     }
     until("ztun is ready", || ztun.log().contains("ready"));
@@ -152,7 +172,7 @@ fn with_the_kill_switch_nothing_leaks_over_deaths_and_starts() {
     let refused = world.client.connect(&format!("{TARGET}:7")).unwrap_err();
     assert_ne!(refused.kind(), std::io::ErrorKind::TimedOut, "it fails at once");
     assert_eq!(leaks(&world), 0);
-    end.store(true, Ordering::Relaxed);
+    drop(ends);
     chattering.join().unwrap();
     restore(&world);
     drop(app);
