@@ -160,6 +160,57 @@ impl Drop for Child {
     }
 }
 
+/// A process that is not a child of this one, held by a descriptor: its number is not given to another one as far as this is concerned.
+#[derive(Debug)]
+pub struct Other(OwnedFd);
+
+impl Other {
+    /// The process `pid`.
+    ///
+    /// # Errors
+    ///
+    /// ESRCH when there is none.
+    pub fn open(pid: u32) -> io::Result<Other> {
+        // SAFETY: pidfd_open takes numbers.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::c_int::try_from(fd).expect("a descriptor is an int");
+        // SAFETY: the descriptor was just made, and nobody else has it.
+        Ok(Other(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Asks it to end.
+    pub fn terminate(&self) -> io::Result<()> {
+        self.signal(libc::SIGTERM)
+    }
+
+    /// Ends it.
+    pub fn kill(&self) -> io::Result<()> {
+        self.signal(libc::SIGKILL)
+    }
+
+    fn signal(&self, signal: i32) -> io::Result<()> {
+        let (fd, info) = (self.0.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: a descriptor that is open, numbers, and the null siginfo that the call allows.
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, 0) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    /// Waits for its end, at most for `limit`: whether it has ended.
+    pub fn wait(&self, limit: Duration) -> io::Result<bool> {
+        let mut watched = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let milliseconds = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the pointer is to one live pollfd, as the count says.
+        match unsafe { libc::poll(&raw mut watched, 1, milliseconds) } {
+            0 => Ok(false),
+            1.. => Ok(true),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
 /// Whether this network namespace is the machine's: that of process 1, or, where that one may not be looked at (some virtual machines do not let
 /// even root), the kernel's first.
 pub(super) fn in_first_network() -> bool {

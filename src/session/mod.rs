@@ -23,6 +23,7 @@ pub mod exec;
 mod keeper;
 mod notify;
 mod probe;
+mod replace;
 mod router;
 mod setup;
 mod state;

@@ -6,7 +6,7 @@ use super::keeper::Keeper;
 use super::setup::{self, binding, local_proxies, log_totals, owner, raise_limits, routed};
 use super::state::{Work, nested};
 use super::watchdog;
-use super::{Ended, RunError, notify, probe};
+use super::{Ended, RunError, notify, probe, replace};
 use crate::config::Config;
 use crate::driver::{Clock, Driver, Exit, Parts, Service, Signals, Waiter};
 use crate::time::{Duration, Instant};
@@ -57,6 +57,7 @@ impl Router {
         if stop_asked(&asked) {
             return Ok(None);
         }
+        replace::clear(&config.host.tun, config.replace)?;
         let machine = Machine::new(config, first, self.clock, waiter()?);
         let tun = Rc::new(RefCell::new(ManagedTun::new(machine, Options::default())));
         let device = match tun.borrow_mut().initialize() {

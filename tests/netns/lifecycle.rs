@@ -147,12 +147,34 @@ fn a_second_one_is_refused() {
         command.args(["--socks5", PROXY, "--tun", device]);
         let mut second = world.start(command);
         assert_eq!(second.end(), Some(3));
-        if device == "ztun1" {
-            assert!(second.log().contains(&format!("process {}", ztun.pid())), "{}", second.log());
-        }
+        assert!(second.log().contains(&format!("process {}", ztun.pid())), "{}", second.log());
         assert!(second.log().contains("  try: "), "{}", second.log());
         assert_eq!(world.client.state(), during);
     }
+}
+
+/// L-1, L-2: `--replace` ends the one that runs, in order, and takes its place; also one that does not react any more.
+#[test]
+fn a_new_one_takes_over_when_it_is_asked_to() {
+    let Some(world) = world() else { return };
+    let _proxy = world.embedded(&world.server, PROXY);
+    world.echo(&format!("{TARGET}:7"));
+    let before = world.client.state();
+    let mut first = world.ztun(&format!("--socks5 {PROXY}"));
+    let mut second = world.ztun(&format!("--socks5 {PROXY} --replace"));
+    assert_eq!(first.end(), Some(0), "{}", first.log());
+    talk(&mut world.client.connect(&format!("{TARGET}:7")).unwrap()).unwrap();
+    // One that hangs, its watchdog too.
+    second.signal(libc::SIGSTOP);
+    let mut third = world.ztun(&format!("--socks5 {PROXY} --replace"));
+    assert_eq!(second.end(), None, "it was killed");
+    assert!(third.log().contains("does not end: it is killed"), "{}", third.log());
+    talk(&mut world.client.connect(&format!("{TARGET}:7")).unwrap()).unwrap();
+    assert_eq!(third.stop(), Some(0));
+    assert_eq!(world.client.state(), before);
+    // With nobody to take over from it is a start like others.
+    let mut alone = world.ztun(&format!("--socks5 {PROXY} --replace"));
+    assert_eq!(alone.stop(), Some(0));
 }
 
 /// F22: without the privilege, or without a place for the journal, it says so with status 3 and has changed nothing.

@@ -1,0 +1,54 @@
+//! Another ztun on the same device: named, or with `--replace` ended first.
+
+use super::{RESTART_LIMIT, RunError};
+use crate::host::process::Other;
+use crate::host::{self, Holder};
+use crate::time::Duration;
+use std::io;
+
+/// What a process that was killed has until the kernel has taken it down, L-2.
+const KILL_LIMIT: Duration = Duration::from_millis(500);
+
+/// Makes sure that no other ztun has `device`: one that has is ended, when `replace` says so, or is an error.
+///
+/// What one that had to be killed has left is undone by the start that follows.
+pub(super) fn clear(device: &str, replace: bool) -> Result<(), RunError> {
+    let Some(holder) = host::holder(device) else { return Ok(()) };
+    if !replace {
+        return Err(RunError::Machine {
+            what: format!("another ztun, process {}, has the device {device}", holder.pid),
+            source: io::Error::from_raw_os_error(libc::EBUSY),
+            remedy: "stop it, take over from it with --replace, or choose another --tun".into(),
+        });
+    }
+    end(holder).map_err(|source| RunError::Machine {
+        what: format!("cannot end the ztun that has the device {device}, process {}", holder.pid),
+        source,
+        remedy: format!("end it yourself: `sudo kill -9 {0}`, then `sudo ztun restore`", holder.pid),
+    })
+}
+
+/// Ends a process in order, or by force after [`RESTART_LIMIT`].
+fn end(holder: Holder) -> io::Result<()> {
+    let other = match Other::open(holder.pid) {
+        Ok(other) => other,
+        // It has ended by itself.
+        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    // What the descriptor leads to is looked at once more: the number may have been another process's by then.
+    if !holder.is_alive() {
+        return Ok(());
+    }
+    log::info!("taking over from process {}", holder.pid);
+    other.terminate()?;
+    if other.wait(RESTART_LIMIT)? {
+        return Ok(());
+    }
+    log::warn!("process {} does not end: it is killed, and what it leaves behind is undone", holder.pid);
+    other.kill()?;
+    if other.wait(KILL_LIMIT)? {
+        return Ok(());
+    }
+    Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
+}
