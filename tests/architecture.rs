@@ -39,7 +39,10 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("demo", &["time", "config", "host", "proxy", "driver", "session", "cli"]),
     (
         "cli",
-        &["time", "stack", "config", "outbound", "host", "proxy", "control", "session", "doctor", "demo"],
+        &[
+            "time", "stack", "config", "outbound", "host", "proxy", "driver", "control", "session", "doctor",
+            "demo",
+        ],
     ),
 ];
 

@@ -1,8 +1,12 @@
 //! The log: lines to standard error, for people or as JSON.
+//!
+//! The level that was asked for at the start can be another one while a run lasts (`log-level` over the control socket), for which the facade's own
+//! threshold, [`log::max_level`], is what counts: until somebody changes it the directives of the start decide, `RUST_LOG` with its modules among
+//! them; from then on it alone does, for all modules.
 
 use super::options::{LogFormat, LogLevel, LogOptions};
 use env_logger::fmt::Formatter;
-use log::{LevelFilter, Record};
+use log::{LevelFilter, Log, Metadata, Record};
 use std::io::{self, Write};
 
 /// Starts logging. `RUST_LOG` counts where no level was given; `quiet`: for a command whose own output counts, warnings only.
@@ -17,13 +21,45 @@ pub(super) fn start(options: &LogOptions, quiet: bool) {
             builder.parse_default_env();
         }
     }
-    match options.log_format {
-        LogFormat::Text => builder.format(text),
-        LogFormat::Json => builder.format(json),
+    let form = match options.log_format {
+        LogFormat::Text => text,
+        LogFormat::Json => json,
     };
+    let directed = builder.format(form).build();
+    let start = directed.filter();
+    let every = env_logger::Builder::new().filter_level(LevelFilter::Trace).format(form).build();
     // A second start (tests) keeps the first.
-    if let Err(error) = builder.try_init() {
-        log::debug!("{error}");
+    match log::set_boxed_logger(Box::new(Switch { directed, every, start })) {
+        Ok(()) => log::set_max_level(start),
+        Err(error) => log::debug!("{error}"),
+    }
+}
+
+/// Two loggers: one for the directives of the start, and one for a level that was changed since.
+struct Switch {
+    directed: env_logger::Logger,
+    every: env_logger::Logger,
+    /// The threshold of the start.
+    start: LevelFilter,
+}
+
+impl Switch {
+    fn current(&self) -> &env_logger::Logger {
+        if log::max_level() == self.start { &self.directed } else { &self.every }
+    }
+}
+
+impl Log for Switch {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.current().enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.current().log(record);
+    }
+
+    fn flush(&self) {
+        self.current().flush();
     }
 }
 

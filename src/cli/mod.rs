@@ -9,6 +9,7 @@
 //! Whatever goes wrong is an [`Error`]: what failed, why, what to try, and the exit status of the contract. Options that the contract
 //! names and that this version does not have are refused by name, not taken for a typing error.
 
+mod ask;
 mod build;
 mod doctor;
 mod file;
@@ -16,6 +17,7 @@ mod logging;
 mod man;
 mod options;
 mod refusal;
+mod top;
 mod value;
 
 pub use options::{Cli, Command};
@@ -114,6 +116,9 @@ where
         Some(Command::Proxy(options)) => proxy(&options),
         Some(Command::Doctor(options)) => doctor::run(*options),
         Some(Command::Restore { tun }) => restore(&tun),
+        Some(Command::Status(options)) => ask::status(&options),
+        Some(Command::Flows(options)) => ask::flows(&options),
+        Some(Command::Top(place)) => top::top(&place),
         Some(Command::Completions { shell }) => print(|out| {
             clap_complete::generate(shell, &mut Cli::command(), "ztun", out);
             Ok(())

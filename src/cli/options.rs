@@ -68,6 +68,12 @@ pub enum Command {
         #[arg(long, default_value = "ztun0", value_name = "NAME", value_parser = value::device)]
         tun: String,
     },
+    /// Ask a running ztun how it is
+    Status(AskOptions),
+    /// List the flows of a running ztun
+    Flows(AskOptions),
+    /// Watch a running ztun and its busiest flows; q ends it
+    Top(WhereOptions),
     /// Write completions for a shell to standard output
     Completions {
         /// The shell
@@ -318,6 +324,28 @@ pub struct ExecOptions {
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+/// Which running ztun is meant.
+#[derive(Args, Debug)]
+pub struct WhereOptions {
+    /// The device of that run [default: ztun0, or the only one there is]
+    #[arg(long, value_name = "NAME", value_parser = value::device)]
+    pub tun: Option<String>,
+    /// Its control socket, where that run was given one
+    #[arg(long, value_name = "PATH", conflicts_with = "tun")]
+    pub control: Option<PathBuf>,
+}
+
+/// Options of `ztun status` and `ztun flows`.
+#[derive(Args, Debug)]
+pub struct AskOptions {
+    /// Whom.
+    #[command(flatten)]
+    pub place: WhereOptions,
+    /// JSON instead of text for people; fields are described in docs/CONTROL.md
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Options of `ztun doctor`.

@@ -10,7 +10,7 @@ use clap::{ArgMatches, CommandFactory};
 use std::ffi::OsString;
 
 /// Options and commands of the contract that this version does not have.
-const NOT_BUILT: [&str; 5] = ["--json", "status", "flows", "top", "split"];
+const NOT_BUILT: [&str; 1] = ["split"];
 
 /// Values of the contract that this version does not have.
 const VALUES_NOT_BUILT: [(&str, &[&str]); 2] = [("--dns", &["tcp", "fake"]), ("--icmp", &["direct"])];

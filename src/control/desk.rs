@@ -192,8 +192,9 @@ impl<S: Read + Write + Source, T: Talk> Client<S, T> {
                 self.active = now;
                 return if self.write(now) && !self.talk.is_over() { Step::Answered } else { Step::Over };
             }
-            if self.talk.is_over() {
-                return Step::Over;
+            if self.talk.is_over() || !self.talk.output().is_empty() {
+                // What cannot be had was refused by the dialogue itself.
+                continue;
             }
             if !self.readable {
                 return Step::Waits;

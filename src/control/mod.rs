@@ -13,6 +13,7 @@
 //!
 //! The protocol is described in `docs/CONTROL.md`.
 
+pub mod client;
 mod conversation;
 mod counters;
 mod desk;

@@ -10,6 +10,7 @@ use super::protocol::{Asked, Code, DeviceStatus, Done, MOST_PROXIES, ProxyLine, 
 use super::report;
 use crate::config::{Credentials, Proxy};
 use crate::driver::{Scene, Service, peer};
+use crate::engine::Engine;
 use crate::time::{Duration, Instant};
 use crate::tun::Device;
 use mio::event::Source;
@@ -28,7 +29,7 @@ const TAKING: Duration = Duration::from_secs(10);
 /// What follows on this machine when the proxies change: routes that keep them outside, processes to be looked for.
 pub trait Surroundings {
     /// The proxies are these from here on: what whoever has asked should know of.
-    fn proxies_changed(&mut self, proxies: &[SocketAddr]) -> Vec<String>;
+    fn proxies_changed(&mut self, proxies: &[SocketAddr], engine: &mut Engine) -> Vec<String>;
 }
 
 /// The control socket, for [`crate::driver::Parts::services`].
@@ -118,7 +119,7 @@ impl Control {
         scene.engine.set_proxies(proxies, now);
         let told: Vec<String> = addrs.iter().map(ToString::to_string).collect();
         log::info!("control: new flows go to socks5 {}", told.join(", "));
-        Ok(Done { warnings: self.surroundings.proxies_changed(&addrs) })
+        Ok(Done { warnings: self.surroundings.proxies_changed(&addrs, scene.engine) })
     }
 }
 

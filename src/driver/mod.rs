@@ -22,6 +22,7 @@ mod service;
 pub mod signals;
 pub mod socket;
 mod stop;
+pub mod terminal;
 mod transfer;
 mod wakeup;
 

@@ -1,4 +1,4 @@
-//! What may be changed while the engine runs: the proxies.
+//! What may be changed while the engine runs: the proxies, and whether one of them is on this machine.
 //!
 //! Flows that octets go through keep their connection, whatever becomes of the proxy in the list: it is asked for nothing more.
 //! What is still being opened through a proxy that has left the list is asked of the new ones. Warm connections are kept for proxies that stay.
@@ -12,6 +12,11 @@ use crate::time::Instant;
 const GONE: usize = usize::MAX;
 
 impl Engine {
+    /// Asks from here on whose socket each new flow comes from: a proxy runs on this machine.
+    pub fn identify_flows(&mut self) {
+        self.identify = true;
+    }
+
     /// Uses `proxies`, in this order of preference, from here on; two that are the same count once. An empty list changes nothing. Cost: all
     /// sockets and flows once.
     pub fn set_proxies(&mut self, proxies: Vec<Proxy>, now: Instant) {

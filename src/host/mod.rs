@@ -43,6 +43,8 @@ mod run;
 #[cfg(target_os = "linux")]
 mod session;
 #[cfg(target_os = "linux")]
+mod socket;
+#[cfg(target_os = "linux")]
 pub use linux::index_of as interface_index;
 #[cfg(target_os = "linux")]
 pub use lock::{Holder, RunDir};

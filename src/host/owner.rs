@@ -80,6 +80,11 @@ impl LocalProxy {
         Ok(Some(proxy))
     }
 
+    /// The address that they are the processes of.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
     /// Whether anybody serves the address whose processes can be seen.
     pub fn is_running(&self) -> bool {
         !self.processes.is_empty()

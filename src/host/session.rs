@@ -70,6 +70,11 @@ impl Applied {
         self.run.verify()
     }
 
+    /// Other proxies stay outside from the next [`Applied::refresh`] on. The user that was kept outside stays so.
+    pub fn follow_proxies(&mut self, proxies: &[IpAddr]) {
+        self.run.want_mut().proxies = proxies.to_vec();
+    }
+
     /// Other proxies stay outside from the next [`Applied::refresh`] on, and so does the user of `local_proxy` when that user runs nothing else.
     pub fn set_proxies(&mut self, proxies: &[IpAddr], local_proxy: Option<&LocalProxy>) {
         let want = self.run.want_mut();

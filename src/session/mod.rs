@@ -22,6 +22,7 @@ mod error;
 pub mod exec;
 mod keeper;
 mod notify;
+mod outside;
 mod probe;
 mod replace;
 mod router;

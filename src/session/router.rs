@@ -6,7 +6,11 @@ use super::keeper::Keeper;
 use super::setup::{self, binding, local_proxies, log_totals, owner, raise_limits, routed};
 use super::state::{Work, nested};
 use super::watchdog;
+<<<<<<< HEAD
 use super::{Ended, RunError, notify, probe, replace};
+=======
+use super::{Ended, RunError, notify, outside, probe};
+>>>>>>> 237f7d9 (ztun status, flows, top; --control and --metrics; proxies and log level changed while a run lasts; the service manager's watchdog)
 use crate::config::Config;
 use crate::driver::{Clock, Driver, Exit, Parts, Service, Signals, Waiter};
 use crate::time::{Duration, Instant};
@@ -68,10 +72,19 @@ impl Router {
         if let Ok(machine) = tun.borrow_mut().backend() {
             locals.splice(..0, machine.take_local());
         }
-        let owner = owner(config, locals);
-        let engine = setup::engine(config, &device, owner.is_some())?;
+        let locals = setup::told_by_flow(config, locals);
+        let identify = !locals.borrow().is_empty();
+        let engine = setup::engine(config, &device, identify)?;
         let lost = Rc::new(RefCell::new(None));
-        let services = self.services(&tun, &device, &lost);
+        let mut services = self.services(&tun, &device, &lost);
+        services.extend(outside::services(
+            config,
+            tun.borrow_mut().machine(),
+            &locals,
+            &binding,
+            self.clock,
+        )?);
+        let owner = Some(owner(&locals));
         let parts = Parts { device, engine, binding, owner, watch: None, services };
         let driver = setup::build(parts, signals, self.clock)?;
         Ok(Some(SetUp { driver, tun, lost }))

@@ -7,9 +7,11 @@ use crate::engine::Engine;
 use crate::host::{self, LocalProxy};
 use crate::outbound::rule::Proto;
 use crate::tun::Device;
+use std::cell::RefCell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::rc::Rc;
 
 pub(super) fn machine(what: &str, remedy: &str) -> impl FnOnce(io::Error) -> RunError {
     let (what, remedy) = (what.to_owned(), remedy.to_owned());
@@ -107,9 +109,14 @@ pub(super) fn binding(config: &Config) -> Result<EgressBinding, RunError> {
 }
 
 pub(super) fn proxy_addresses(config: &Config) -> Vec<IpAddr> {
+    let proxies: Vec<SocketAddr> = config.engine.proxies.iter().map(|proxy| proxy.addr).collect();
+    distinct_addresses(&proxies)
+}
+
+pub(super) fn distinct_addresses(proxies: &[SocketAddr]) -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for proxy in &config.engine.proxies {
-        let addr = proxy.addr.ip().to_canonical();
+    for proxy in proxies {
+        let addr = proxy.ip().to_canonical();
         if !addresses.contains(&addr) {
             addresses.push(addr);
         }
@@ -138,8 +145,11 @@ pub(super) fn local_proxies(config: &Config) -> Result<Vec<LocalProxy>, RunError
     Ok(locals)
 }
 
-/// Who tells the flows of local proxies; nobody when a routing rule does.
-pub(super) fn owner(config: &Config, locals: Vec<LocalProxy>) -> Option<Box<dyn Owner>> {
+/// Proxies of this machine whose flows are told flow by flow; more may come while a run lasts.
+pub(super) type Locals = Rc<RefCell<Vec<LocalProxy>>>;
+
+/// The local proxies whose flows are to be told; none when a routing rule does that for them.
+pub(super) fn told_by_flow(config: &Config, locals: Vec<LocalProxy>) -> Locals {
     let by_rule = usize::from(locals.first().is_some_and(|local| local.exclusive_uid().is_some()));
     // One that nobody runs yet has been spoken of already.
     for (index, local) in locals.iter().enumerate().filter(|(_, local)| local.is_running()) {
@@ -150,17 +160,21 @@ pub(super) fn owner(config: &Config, locals: Vec<LocalProxy>) -> Option<Box<dyn 
             pids.join(", ")
         );
     }
-    let rest: Vec<LocalProxy> = locals.into_iter().skip(by_rule).collect();
-    let wanted = !rest.is_empty() && !config.host.no_route;
-    wanted.then(|| Box::new(LocalProxies(rest)) as Box<dyn Owner>)
+    let wanted = if config.host.no_route { usize::MAX } else { by_rule };
+    Rc::new(RefCell::new(locals.into_iter().skip(wanted).collect()))
+}
+
+/// Who tells the flows of `locals`.
+pub(super) fn owner(locals: &Locals) -> Box<dyn Owner> {
+    Box::new(LocalProxies(Rc::clone(locals)))
 }
 
 /// All local proxies that are told flow by flow.
-struct LocalProxies(Vec<LocalProxy>);
+struct LocalProxies(Locals);
 
 impl Owner for LocalProxies {
     fn owns(&mut self, proto: Proto, local: SocketAddr, remote: SocketAddr) -> bool {
-        self.0.iter_mut().any(|proxy| proxy.owns(proto, local, remote))
+        self.0.borrow_mut().iter_mut().any(|proxy| proxy.owns(proto, local, remote))
     }
 }
 

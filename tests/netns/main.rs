@@ -8,6 +8,7 @@
 #![allow(clippy::print_stderr, reason = "a test that is skipped, or fails, says why")]
 #![allow(unreachable_pub, reason = "a module of a test has nobody outside")]
 
+mod control;
 mod datagrams;
 mod faults;
 mod floods;
