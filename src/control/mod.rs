@@ -25,5 +25,5 @@ mod server;
 mod talk;
 mod web;
 
-pub use server::{Surroundings, service};
+pub use server::{Listener, Surroundings, service};
 pub use web::service as metrics_service;

@@ -33,17 +33,12 @@ pub trait Surroundings {
 }
 
 /// The control socket, for [`crate::driver::Parts::services`].
-///
-/// # Errors
-///
-/// The system's; [`ErrorKind::AddrInUse`] when somebody listens there already, [`ErrorKind::AlreadyExists`] when there is something else.
 pub fn service<D: Device + 'static>(
-    path: &Path,
+    listener: Listener,
     surroundings: Box<dyn Surroundings>,
     now: Instant,
-) -> io::Result<Box<dyn Service<D>>> {
-    let listener = Listener::bind(path)?;
-    Ok(Box::new(Desk::new(Control { listener, surroundings, started: now })))
+) -> Box<dyn Service<D>> {
+    Box::new(Desk::new(Control { listener, surroundings, started: now }))
 }
 
 struct Control {
@@ -164,7 +159,7 @@ fn proxies(lines: Vec<ProxyLine>) -> Result<Vec<Proxy>, Refused> {
 
 /// A listening socket with a name in the file system, which goes with it.
 #[derive(Debug)]
-struct Listener {
+pub struct Listener {
     socket: UnixListener,
     path: PathBuf,
     /// Device and inode of the name.
@@ -172,7 +167,12 @@ struct Listener {
 }
 
 impl Listener {
-    fn bind(path: &Path) -> io::Result<Listener> {
+    /// Listens at `path`.
+    ///
+    /// # Errors
+    ///
+    /// The system's; [`ErrorKind::AddrInUse`] when somebody listens there already, [`ErrorKind::AlreadyExists`] when there is something else.
+    pub fn bind(path: &Path) -> io::Result<Listener> {
         make_room(path)?;
         let socket = UnixListener::bind(path)?;
         // Whoever connects before this is asked for all the same.

@@ -5,54 +5,75 @@ use super::device::Machine;
 use super::setup::{Locals, distinct_addresses, machine};
 use super::{RunError, notify};
 use crate::config::Config;
-use crate::control::{self, Surroundings};
+use crate::control::{self, Listener, Surroundings};
 use crate::driver::{Clock, EgressBinding, Service};
 use crate::engine::Engine;
 use crate::host::{Applied, LocalProxy, RunDir};
 use crate::tun::Tun;
 use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 
-/// The services of a run on the device of `machine`.
-///
-/// # Errors
-///
-/// A socket that was asked for cannot be had. The control socket that nobody asked for is done without.
-pub(super) fn services(
-    config: &Config,
-    machine_of: &Machine,
-    locals: &Locals,
-    binding: &EgressBinding,
-    clock: Clock,
-) -> Result<Vec<Box<dyn Service<Tun>>>, RunError> {
-    let mut services: Vec<Box<dyn Service<Tun>>> = Vec::new();
-    let name = machine_of.name();
-    let follow = Box::new(Follow {
-        applied: machine_of.applied(),
-        device: name.to_owned(),
-        locals: (config.host.local_proxy && !config.host.no_route).then(|| Rc::clone(locals)),
-    });
-    let asked = config.control.as_ref().map(PathBuf::from);
-    let path = asked.clone().unwrap_or_else(|| RunDir::standard().control_socket(name));
-    match (control::service(&path, follow, clock.now()), asked) {
-        (Ok(service), _) => services.push(service),
-        (Err(error), None) => {
-            log::warn!("no control socket: {}: {error}; `ztun status` will not work", path.display());
+/// What was asked for by name, before anything on the machine is changed: a socket that cannot be had is an error then.
+pub(super) struct Asked {
+    control: Option<Listener>,
+    metrics: Option<Box<dyn Service<Tun>>>,
+}
+
+impl Asked {
+    /// Listens where `--control` and `--metrics` say.
+    ///
+    /// # Errors
+    ///
+    /// A socket that was asked for cannot be had.
+    pub(super) fn listen(config: &Config, binding: &EgressBinding, clock: Clock) -> Result<Asked, RunError> {
+        let mut asked = Asked { control: None, metrics: None };
+        if let Some(path) = &config.control {
+            let what = format!("cannot listen at the control socket {path}");
+            let remedy = "another --control, in a directory that is there";
+            asked.control = Some(Listener::bind(Path::new(path)).map_err(machine(&what, remedy))?);
         }
-        (Err(error), Some(_)) => {
-            let what = format!("cannot listen at the control socket {}", path.display());
-            return Err(machine(&what, "another --control, in a directory that is there")(error));
+        if let Some(addr) = config.metrics {
+            let service = control::metrics_service(addr, binding.mark, clock.now());
+            let what = format!("cannot serve metrics at {addr}");
+            let remedy = "another --metrics, with an address of this machine and a port that is free";
+            asked.metrics = Some(service.map_err(machine(&what, remedy))?);
         }
+        Ok(asked)
     }
-    if let Some(addr) = config.metrics {
-        let service = control::metrics_service(addr, binding.mark, clock.now());
-        let what = format!("cannot serve metrics at {addr}");
-        services.push(service.map_err(machine(&what, "another --metrics, with an address of this machine"))?);
+
+    /// The services of a run on the device of `machine`. The control socket that nobody asked for is done without when it cannot be had.
+    pub(super) fn services(
+        self,
+        config: &Config,
+        machine: &Machine,
+        locals: &Locals,
+        clock: Clock,
+    ) -> Vec<Box<dyn Service<Tun>>> {
+        let listener = self.control.or_else(|| {
+            let path = RunDir::standard().control_socket(machine.name());
+            let refused = |error| {
+                log::warn!(
+                    "no control socket, so `ztun status` has nobody to ask: {}: {error}",
+                    path.display()
+                );
+            };
+            Listener::bind(&path).map_err(refused).ok()
+        });
+        let mut services: Vec<Box<dyn Service<Tun>>> = Vec::new();
+        if let Some(listener) = listener {
+            let follow = Follow {
+                applied: machine.applied(),
+                device: machine.name().to_owned(),
+                locals: (config.host.local_proxy && !config.host.no_route).then(|| Rc::clone(locals)),
+            };
+            services.push(control::service(listener, Box::new(follow), clock.now()));
+        }
+        services.extend(self.metrics);
+        services.extend(notify::service(clock.now()));
+        services
     }
-    services.extend(notify::service(clock.now()));
-    Ok(services)
 }
 
 /// What follows a change of the proxies.

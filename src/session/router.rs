@@ -3,14 +3,11 @@
 use super::cleanup::{Cleanup, CleanupItem, CleanupReport, CleanupResult, Descriptors};
 use super::device::Machine;
 use super::keeper::Keeper;
+use super::outside::Asked;
 use super::setup::{self, binding, local_proxies, log_totals, owner, raise_limits, routed};
 use super::state::{Work, nested};
 use super::watchdog;
-<<<<<<< HEAD
 use super::{Ended, RunError, notify, probe, replace};
-=======
-use super::{Ended, RunError, notify, outside, probe};
->>>>>>> 237f7d9 (ztun status, flows, top; --control and --metrics; proxies and log level changed while a run lasts; the service manager's watchdog)
 use crate::config::Config;
 use crate::driver::{Clock, Driver, Exit, Parts, Service, Signals, Waiter};
 use crate::time::{Duration, Instant};
@@ -62,6 +59,8 @@ impl Router {
             return Ok(None);
         }
         replace::clear(&config.host.tun, config.replace)?;
+        // After the one that is replaced has let go of them, and before anything is changed.
+        let outside = Asked::listen(config, &binding, self.clock)?;
         let machine = Machine::new(config, first, self.clock, waiter()?);
         let tun = Rc::new(RefCell::new(ManagedTun::new(machine, Options::default())));
         let device = match tun.borrow_mut().initialize() {
@@ -77,13 +76,7 @@ impl Router {
         let engine = setup::engine(config, &device, identify)?;
         let lost = Rc::new(RefCell::new(None));
         let mut services = self.services(&tun, &device, &lost);
-        services.extend(outside::services(
-            config,
-            tun.borrow_mut().machine(),
-            &locals,
-            &binding,
-            self.clock,
-        )?);
+        services.extend(outside.services(config, tun.borrow_mut().machine(), &locals, self.clock));
         let owner = Some(owner(&locals));
         let parts = Parts { device, engine, binding, owner, watch: None, services };
         let driver = setup::build(parts, signals, self.clock)?;
