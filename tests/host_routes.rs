@@ -11,6 +11,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -68,6 +69,12 @@ fn ip(line: &str) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+fn nft(line: &str) -> String {
+    let output = Command::new("nft").arg(line).output().unwrap();
+    assert!(output.status.success(), "nft {line}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
 /// Waits for a line in the local table of IPv6.
 fn until_routed(route: &str) {
     let start = Instant::now();
@@ -79,9 +86,8 @@ fn until_routed(route: &str) {
 
 /// Everything that a run could leave changed, as iproute2 prints it.
 fn machine() -> String {
-    ["rule", "-6 rule", "route show table all", "-6 route show table all", "addr", "link"]
-        .map(|line| format!("== {line}\n{}", ip(line)))
-        .concat()
+    let lines = ["rule", "-6 rule", "route show table all", "-6 route show table all", "addr", "link"];
+    lines.map(|line| format!("== {line}\n{}", ip(line))).concat() + &nft("list ruleset")
 }
 
 fn config() -> HostPlanConfig {
@@ -195,6 +201,145 @@ fn names_are_captured_also_where_the_network_is_bypassed() {
             assert_eq!(route_device(line), device, "{line}");
         }
         applied.down();
+    });
+}
+
+/// What the peer of the machine's link sees of it, from now on.
+struct Wire(OwnedFd);
+
+impl Wire {
+    fn watch() -> Wire {
+        let index = host::interface_index("host-eth1").unwrap();
+        // SAFETY: a structure of numbers may be all zeros.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET.try_into().unwrap();
+        address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+        address.sll_ifindex = index.try_into().unwrap();
+        let len = size_of_val(&address).try_into().unwrap();
+        // SAFETY: numbers only.
+        let fd = unsafe {
+            libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK, 0)
+        };
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: the descriptor was just made, and nobody else has it.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        // SAFETY: the pointer is to a live structure of that length.
+        let bound = unsafe { libc::bind(fd, (&raw const address).cast(), len) };
+        assert_eq!(bound, 0, "{}", std::io::Error::last_os_error());
+        Wire(socket)
+    }
+
+    /// Every frame since the last call, but for IPv6's talk with its neighbours (ICMPv6 130 to 143), which no program sends.
+    fn frames(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        loop {
+            let mut buffer = [0_u8; 2048];
+            // SAFETY: the buffer is live and as long as said.
+            let got = unsafe { libc::recv(self.0.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+            let Ok(got) = usize::try_from(got) else { return frames };
+            let frame = &buffer[..got];
+            let talk = frame.len() > 62
+                && frame[12..14] == [0x86, 0xdd]
+                && ((frame[20] == 58 && (130..144).contains(&frame[54]))
+                    || (frame[20] == 0 && frame[54] == 58 && (130..144).contains(&frame[62])));
+            if !talk {
+                frames.push(frame.to_vec());
+            }
+        }
+    }
+
+    fn send(&self, frame: &[u8]) {
+        // SAFETY: the buffer is live and as long as said.
+        let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        assert_eq!(usize::try_from(sent), Ok(frame.len()), "{}", std::io::Error::last_os_error());
+    }
+}
+
+fn link_address(device: &str) -> [u8; 6] {
+    let text = ip(&format!("-o link show {device}"));
+    let address = text.split_whitespace().skip_while(|&word| word != "link/ether").nth(1).unwrap();
+    let octets: Vec<u8> = address.split(':').map(|octet| u8::from_str_radix(octet, 16).unwrap()).collect();
+    octets.try_into().unwrap()
+}
+
+/// CVE-2019-14899: a neighbour tries out whether the machine has the tunnel's address: by ARP, by a ping, and by a SYN ACK to a port.
+#[test]
+fn the_devices_addresses_are_not_answered_for_on_the_local_network() {
+    in_namespace(|dir| {
+        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        assert!(applied.verify().unwrap().is_empty());
+        let (mac, peer) = (link_address("host-eth0"), link_address("host-eth1"));
+        // The neighbour is known, so an answer needs no question first.
+        ip(&format!(
+            "neigh replace 192.0.2.7 lladdr {} dev host-eth0",
+            peer.map(|octet| format!("{octet:02x}")).join(":")
+        ));
+        let arp = |target: [u8; 4]| {
+            let mut frame =
+                [[0xff; 6].as_slice(), &peer, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1], &peer, &[192, 0, 2, 7]]
+                    .concat();
+            frame.extend([[0; 6].as_slice(), &target].concat());
+            frame
+        };
+        let ping = |target: [u8; 4]| {
+            let mut header = [&[0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0, 192, 0, 2, 7][..], &target].concat();
+            let sum = !checksum(&header);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            [mac.as_slice(), &peer, &[8, 0], &header, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]].concat()
+        };
+        let answers = |frame: Vec<u8>| {
+            let wire = Wire::watch();
+            wire.send(&frame);
+            // The kernel has worked on what came before when it answers for its own address.
+            wire.send(&ping([192, 0, 2, 5]));
+            let mut answers = Vec::new();
+            let start = Instant::now();
+            while !answers.iter().any(|frame: &Vec<u8>| frame.get(26..30) == Some(&[192, 0, 2, 5])) {
+                assert!(start.elapsed() < Duration::from_secs(20), "the machine does not answer at all");
+                answers.extend(wire.frames().into_iter().filter(|frame| frame[6..12] == mac));
+            }
+            answers.len() - 1
+        };
+        assert_eq!([answers(arp([198, 18, 0, 1])), answers(ping([198, 18, 0, 1]))], [0, 0]);
+        assert_eq!(answers(arp([192, 0, 2, 5])), 1, "the test asks as a neighbour does");
+        // The machine itself reaches them.
+        let own = UdpSocket::bind("198.18.0.1:0").unwrap();
+        UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"own", own.local_addr().unwrap()).unwrap();
+        own.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        assert_eq!(own.recv(&mut [0; 8]).unwrap(), 3);
+        assert!(applied.down().is_ok());
+        assert_eq!([answers(arp([198, 18, 0, 1]))], [0], "the address is gone");
+    });
+}
+
+/// The sum of RFC 1071.
+fn checksum(octets: &[u8]) -> u16 {
+    let sum: u32 = octets.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap()
+}
+
+/// A table of this name that no process owns is of a run before Linux 5.12 that died.
+#[test]
+fn filters_survive_a_flush_and_an_ownerless_one_is_found_by_its_name() {
+    in_namespace(|dir| {
+        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        nft("add table inet ztun; add table arp ztun; add table inet other");
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        nft("flush ruleset");
+        assert!(applied.verify().unwrap().is_empty());
+        let rules = nft("list table inet ztun");
+        assert!(
+            rules.contains(&format!("iifname != \"{TUN}\" iifname != \"lo\" ip daddr 198.18.0.1 drop")),
+            "{rules}"
+        );
+        assert!(rules.contains("ip6 daddr fd7a:7a74:756e::1 drop"), "{rules}");
+        assert!(nft("list table arp ztun").contains("arp daddr ip 198.18.0.1"));
+        assert!(applied.down().is_ok());
+        drop(applied);
+        nft("add table inet ztun; add table arp ztun");
+        assert_eq!(host::restore_in(dir, TUN).unwrap().undone(), 2);
+        assert_eq!(nft("list ruleset"), "");
     });
 }
 

@@ -6,6 +6,7 @@
 use super::dns::Dns;
 use crate::config::Cidr;
 use core::fmt;
+use core::net::IpAddr;
 use core::str::FromStr;
 
 /// Everything of ours in the kernel's tables carries this protocol number (RTA_PROTOCOL, FRA_PROTOCOL): 'z'.
@@ -16,6 +17,26 @@ pub const TABLE: u32 = 0x7a74;
 
 /// The machine's own table (RT_TABLE_MAIN).
 pub const MAIN_TABLE: u32 = 254;
+
+/// A table of nf_tables that drops what comes in, by other interfaces than the device and loopback, for these addresses.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Filter {
+    /// What it drops.
+    pub hook: Hook,
+    /// The device; empty in what is found of a run that died.
+    pub device: String,
+    /// The addresses; empty under the same condition.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What a [`Filter`] drops.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hook {
+    /// IPv4 and IPv6 packets.
+    Packets,
+    /// ARP.
+    Arp,
+}
 
 /// A version of IP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,6 +102,10 @@ pub enum Change {
     RuleAdd(Rule),
     /// Deletes a policy rule.
     RuleDelete(Rule),
+    /// Drops what comes in for the device's addresses from elsewhere.
+    FilterAdd(Filter),
+    /// Lets it in.
+    FilterDelete(Filter),
     /// Gives the machine its name servers.
     DnsSet(Dns),
     /// Puts back what was before [`Change::DnsSet`].
@@ -189,6 +214,8 @@ impl Change {
             Change::UnreachableDelete(route) => Change::UnreachableAdd(route),
             Change::RuleAdd(rule) => Change::RuleDelete(rule),
             Change::RuleDelete(rule) => Change::RuleAdd(rule),
+            Change::FilterAdd(filter) => Change::FilterDelete(filter),
+            Change::FilterDelete(filter) => Change::FilterAdd(filter),
             Change::DnsSet(dns) => Change::DnsRestore(dns),
             Change::DnsRestore(dns) => Change::DnsSet(dns),
         }
@@ -208,7 +235,9 @@ impl Change {
             Change::UnreachableAdd(_)
             | Change::UnreachableDelete(_)
             | Change::RuleAdd(_)
-            | Change::RuleDelete(_) => None,
+            | Change::RuleDelete(_)
+            | Change::FilterAdd(_)
+            | Change::FilterDelete(_) => None,
         }
     }
 
@@ -225,8 +254,27 @@ impl Change {
 
     /// Whether a run goes on, with a warning, where the kernel refuses this.
     pub(super) fn is_optional(&self) -> bool {
-        // Rules for ports: since Linux 4.17.
-        matches!(self, Change::RuleAdd(Rule { selector: Selector::Port(..), .. }))
+        match self {
+            // Since Linux 4.17.
+            Change::RuleAdd(rule) => matches!(rule.selector, Selector::Port(..)),
+            // Not every kernel has nf_tables.
+            Change::FilterAdd(_) => true,
+            Change::Ipv6On { .. }
+            | Change::Ipv6Off { .. }
+            | Change::AddressAdd(_)
+            | Change::AddressDelete(_)
+            | Change::MtuSet { .. }
+            | Change::LinkUp { .. }
+            | Change::LinkDown { .. }
+            | Change::RouteAdd(_)
+            | Change::RouteDelete(_)
+            | Change::UnreachableAdd(_)
+            | Change::UnreachableDelete(_)
+            | Change::RuleDelete(_)
+            | Change::FilterDelete(_)
+            | Change::DnsSet(_)
+            | Change::DnsRestore(_) => false,
+        }
     }
 
     /// The kind, as reports name it.
@@ -241,6 +289,7 @@ impl Change {
             | Change::UnreachableAdd(_)
             | Change::UnreachableDelete(_) => "route",
             Change::RuleAdd(_) | Change::RuleDelete(_) => "rule",
+            Change::FilterAdd(_) | Change::FilterDelete(_) => "filter",
             Change::DnsSet(_) | Change::DnsRestore(_) => "dns",
         }
     }
@@ -262,6 +311,8 @@ impl fmt::Display for Change {
             Change::UnreachableDelete(route) => write!(f, "route del {route}"),
             Change::RuleAdd(rule) => write!(f, "rule add {rule}"),
             Change::RuleDelete(rule) => write!(f, "rule del {rule}"),
+            Change::FilterAdd(filter) => write!(f, "filter add {filter}"),
+            Change::FilterDelete(filter) => write!(f, "filter del {filter}"),
             Change::DnsSet(dns) => write!(f, "dns set {dns}"),
             Change::DnsRestore(dns) => write!(f, "dns restore {dns}"),
         }
@@ -284,6 +335,21 @@ impl fmt::Display for Route {
 impl fmt::Display for Unreachable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "unreachable {} table {} metric {LAST_METRIC}", self.destination, self.table)
+    }
+}
+
+/// Stands for what is not known.
+const UNKNOWN: &str = "?";
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hook = match self.hook {
+            Hook::Packets => "packets",
+            Hook::Arp => "arp",
+        };
+        let addresses: Vec<String> = self.addresses.iter().map(IpAddr::to_string).collect();
+        let known = |text: String| if text.is_empty() { UNKNOWN.to_owned() } else { text };
+        write!(f, "{hook} to {} not by dev {}", known(addresses.join(",")), known(self.device.clone()))
     }
 }
 
@@ -358,6 +424,8 @@ fn parse(words: &[&str]) -> Option<Change> {
         ["route", "del", ref rest @ ..] => Change::RouteDelete(parse_route(rest)?),
         ["rule", "add", ref rest @ ..] => Change::RuleAdd(parse_rule(rest)?),
         ["rule", "del", ref rest @ ..] => Change::RuleDelete(parse_rule(rest)?),
+        ["filter", "add", ref rest @ ..] => Change::FilterAdd(parse_filter(rest)?),
+        ["filter", "del", ref rest @ ..] => Change::FilterDelete(parse_filter(rest)?),
         ["dns", "set", ref rest @ ..] => Change::DnsSet(Dns::parse(rest)?),
         ["dns", "restore", ref rest @ ..] => Change::DnsRestore(Dns::parse(rest)?),
         _ => return None,
@@ -387,6 +455,21 @@ fn parse_unreachable(words: &[&str]) -> Option<Unreachable> {
     let [destination, "table", table, "metric", metric] = *words else { return None };
     let route = Unreachable { destination: destination.parse().ok()?, table: table.parse().ok()? };
     (metric.parse() == Ok(LAST_METRIC)).then_some(route)
+}
+
+fn parse_filter(words: &[&str]) -> Option<Filter> {
+    let [hook, "to", addresses, "not", "by", "dev", device] = *words else { return None };
+    let hook = match hook {
+        "packets" => Hook::Packets,
+        "arp" => Hook::Arp,
+        _ => return None,
+    };
+    let addresses: Option<Vec<IpAddr>> = match addresses {
+        UNKNOWN => Some(Vec::new()),
+        _ => addresses.split(',').map(|addr| addr.parse().ok()).collect(),
+    };
+    let device = if device == UNKNOWN { String::new() } else { name(device)? };
+    Some(Filter { hook, device, addresses: addresses? })
 }
 
 fn parse_rule(words: &[&str]) -> Option<Rule> {
@@ -435,7 +518,6 @@ fn parse_net(family: Family, word: &str) -> Option<Cidr> {
 pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::net::IpAddr;
 
     fn device() -> impl Strategy<Value = String> {
         proptest::collection::vec(proptest::sample::select(&b"abz019.-_"[..]), 1..15)
@@ -489,6 +571,12 @@ pub(super) mod tests {
             (device(), family().prop_flat_map(net), any::<u32>())
                 .prop_map(|(device, destination, table)| Route { destination, device, table })
         };
+        let filter = || {
+            let addresses =
+                proptest::collection::vec(family().prop_flat_map(net).prop_map(|net| net.addr), 0..3);
+            (prop_oneof![Just(Hook::Packets), Just(Hook::Arp)], device(), addresses)
+                .prop_map(|(hook, device, addresses)| Filter { hook, device, addresses })
+        };
         let unreachable = || {
             (family().prop_flat_map(net), any::<u32>())
                 .prop_map(|(destination, table)| Unreachable { destination, table })
@@ -511,6 +599,8 @@ pub(super) mod tests {
             unreachable().prop_map(Change::UnreachableDelete),
             rule().prop_map(Change::RuleAdd),
             rule().prop_map(Change::RuleDelete),
+            filter().prop_map(Change::FilterAdd),
+            filter().prop_map(Change::FilterDelete),
             crate::host::dns::tests::dns().prop_map(Change::DnsSet),
             crate::host::dns::tests::dns().prop_map(Change::DnsRestore),
         ]
@@ -568,6 +658,7 @@ pub(super) mod tests {
         let unreachable = Unreachable { destination: "0.0.0.0/0".parse().unwrap(), table: TABLE };
         let rule =
             Rule { family: Family::V4, preference: 1, selector: Selector::All, action: Action::Unreachable };
+        let filter = Filter { hook: Hook::Packets, device: device(), addresses: Vec::new() };
         let dns = Dns {
             way: crate::host::dns::Way::File,
             device: device(),
@@ -589,7 +680,9 @@ pub(super) mod tests {
                 Change::UnreachableAdd(_) => Some(Change::UnreachableDelete(unreachable)),
                 Change::UnreachableDelete(_) => Some(Change::RuleAdd(rule.clone())),
                 Change::RuleAdd(_) => Some(Change::RuleDelete(rule.clone())),
-                Change::RuleDelete(_) => Some(Change::DnsSet(dns.clone())),
+                Change::RuleDelete(_) => Some(Change::FilterAdd(filter.clone())),
+                Change::FilterAdd(_) => Some(Change::FilterDelete(filter.clone())),
+                Change::FilterDelete(_) => Some(Change::DnsSet(dns.clone())),
                 Change::DnsSet(_) => Some(Change::DnsRestore(dns.clone())),
                 Change::DnsRestore(_) => None,
             };

@@ -9,7 +9,6 @@ use super::change::{
     Action, Address, Change, Family, LAST_METRIC, PROTOCOL, Route, Rule, Selector, TABLE, Transport,
     Unreachable,
 };
-use super::dns::{self, Places};
 use super::netlink::Netlink;
 use super::plan::{FIRST_PREFERENCE, Have, Ipv6, LAST_PREFERENCE};
 use super::run::Outcome;
@@ -116,7 +115,7 @@ fn ipv6(device: &str) -> Ipv6 {
     }
 }
 
-/// Makes one change.
+/// Makes one change of those that routing netlink and the kernel's settings make.
 pub(super) fn apply(netlink: &mut Netlink, change: &Change) -> io::Result<Outcome> {
     let create = NLM_F_CREATE | NLM_F_EXCL;
     match change {
@@ -165,8 +164,9 @@ pub(super) fn apply(netlink: &mut Netlink, change: &Change) -> io::Result<Outcom
         Change::RuleDelete(rule) => {
             deleted(netlink.acknowledged(RouteNetlinkMessage::DelRule(rule_message(rule)), 0))
         }
-        Change::DnsSet(dns) => Ok(dns::set(&Places::standard(), dns)),
-        Change::DnsRestore(dns) => dns::restore(&Places::standard(), dns),
+        Change::FilterAdd(_) | Change::FilterDelete(_) | Change::DnsSet(_) | Change::DnsRestore(_) => {
+            Err(io::Error::new(io::ErrorKind::Unsupported, "not a matter of routing netlink"))
+        }
     }
 }
 
@@ -317,8 +317,7 @@ fn rule_message(rule: &Rule) -> RuleMessage {
 
 /// The deletions of everything in the kernel's tables that is recognisably ours, whoever left it: capturing ends first.
 pub(super) fn leftovers(netlink: &mut Netlink) -> io::Result<Vec<Change>> {
-    let mut found: Vec<Change> =
-        dns::leftovers(&Places::standard()).into_iter().map(Change::DnsRestore).collect();
+    let mut found = Vec::new();
     let mut rules = Vec::new();
     for message in netlink.dump(RouteNetlinkMessage::GetRule(RuleMessage::default()))? {
         if let RouteNetlinkMessage::NewRule(message) = message {

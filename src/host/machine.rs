@@ -1,8 +1,9 @@
 //! This machine as a [`Host`]: every part of the system that a change is made in.
 
-use super::change::Change;
+use super::change::{Change, Filter};
 use super::dns::{self, Places, Situation};
 use super::linux;
+use super::nft::Nft;
 use super::run::{Host, Outcome, Snapshot};
 use crate::netlink::Netlink;
 use std::io;
@@ -11,11 +12,21 @@ use std::io;
 #[derive(Debug)]
 pub(super) struct Machine {
     netlink: Netlink,
+    /// The filters go with it.
+    nft: Option<Nft>,
 }
 
 impl Machine {
     pub(super) fn open() -> io::Result<Machine> {
-        Ok(Machine { netlink: Netlink::route()? })
+        Ok(Machine { netlink: Netlink::route()?, nft: None })
+    }
+
+    fn nft(&mut self) -> io::Result<&mut Nft> {
+        let nft = match self.nft.take() {
+            Some(nft) => nft,
+            None => Nft::open()?,
+        };
+        Ok(self.nft.insert(nft))
     }
 }
 
@@ -34,10 +45,42 @@ impl Host for Machine {
     }
 
     fn apply(&mut self, change: &Change) -> io::Result<Outcome> {
-        linux::apply(&mut self.netlink, change)
+        match change {
+            Change::FilterAdd(filter) => self.nft()?.add(filter).map(|()| Outcome::Done),
+            Change::FilterDelete(filter) => {
+                let gone = self.nft().and_then(|nft| nft.delete(filter.hook));
+                match gone {
+                    Ok(true) => Ok(Outcome::Done),
+                    Ok(false) => Ok(Outcome::Already),
+                    Err(error) if is_unknown(&error) => Ok(Outcome::Already),
+                    Err(error) => Err(error),
+                }
+            }
+            Change::DnsSet(names) => Ok(dns::set(&Places::standard(), names)),
+            Change::DnsRestore(names) => dns::restore(&Places::standard(), names),
+            other => linux::apply(&mut self.netlink, other),
+        }
     }
 
     fn leftovers(&mut self) -> io::Result<Vec<Change>> {
-        linux::leftovers(&mut self.netlink)
+        let names = dns::leftovers(&Places::standard());
+        let mut found: Vec<Change> = names.into_iter().map(Change::DnsRestore).collect();
+        found.extend(linux::leftovers(&mut self.netlink)?);
+        let tables = match self.nft().and_then(Nft::tables) {
+            // Whoever may not look cannot have made one either.
+            Err(error) if is_unknown(&error) || error.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
+            result => result?,
+        };
+        let filter = |hook| Filter { hook, device: String::new(), addresses: Vec::new() };
+        found.extend(tables.into_iter().map(|hook| Change::FilterDelete(filter(hook))));
+        Ok(found)
     }
+}
+
+/// Whether a kernel without nf_tables has answered.
+fn is_unknown(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EPROTONOSUPPORT | libc::EAFNOSUPPORT | libc::EOPNOTSUPP | libc::EINVAL)
+    )
 }

@@ -29,6 +29,8 @@ mod machine;
 #[cfg(target_os = "linux")]
 pub mod netns;
 #[cfg(target_os = "linux")]
+mod nft;
+#[cfg(target_os = "linux")]
 pub mod observe;
 #[cfg(target_os = "linux")]
 pub mod owner;

@@ -25,14 +25,18 @@
 //! **IPv6 beside IPv4 alone** (RFC 7359). When all of IPv4 is captured and IPv6 is not asked for, it would pass the tunnel by.
 //! Then the table gets a route that refuses all of it, and the same rules as for IPv4.
 //!
-//! The order of the plan is the order of application: the device, the routes that refuse, the rules that keep packets outside, the routes
+//! **Probing** (CVE-2019-14899). What comes in for the device's addresses by another interface is dropped, so that the local network can neither find
+//! out which they are nor make the machine answer for connections through the tunnel.
+//!
+//! The order of the plan is the order of application: the device, the filters, the routes that refuse, the rules that keep packets outside, the routes
 //! into the device, and last the rules that capture. Undone in reverse, capturing ends first.
 //!
 //! An address of the device brings no route into main (`noprefixroute`): a marked packet to its network would find one there and loop.
 //! The network is routed in the table of ours instead.
 
 use super::change::{
-    Action, Address, Change, Family, MAIN_TABLE, Route, Rule, Selector, TABLE, Transport, Unreachable,
+    Action, Address, Change, Family, Filter, Hook, MAIN_TABLE, Route, Rule, Selector, TABLE, Transport,
+    Unreachable,
 };
 use super::dns::{self, Situation};
 use crate::config::{Cidr, HostPlanConfig};
@@ -196,6 +200,9 @@ pub fn plan(have: &Have, want: &Want) -> Vec<Change> {
     if !have.up {
         changes.push(Change::LinkUp { device: device.clone() });
     }
+    if want.routes.iter().any(|net| families.contains(&Family::of(net))) {
+        changes.extend(filters(device, &addresses).into_iter().map(Change::FilterAdd));
+    }
     let involved =
         || families.iter().copied().filter(|&family| want.is_routed(family) || want.is_refused(family));
     changes.extend(involved().flat_map(|family| refusals(want, family)).map(Change::UnreachableAdd));
@@ -211,6 +218,15 @@ pub fn plan(have: &Have, want: &Want) -> Vec<Change> {
         changes.extend(dns::plan(situation, device, &servers).map(Change::DnsSet));
     }
     changes
+}
+
+/// What keeps the local network from the device's addresses.
+fn filters(device: &str, addresses: &[Cidr]) -> Vec<Filter> {
+    let filter = |hook, addresses: Vec<IpAddr>| Filter { hook, device: device.into(), addresses };
+    let all = || addresses.iter().map(|net| net.addr);
+    let filters =
+        [filter(Hook::Packets, all().collect()), filter(Hook::Arp, all().filter(IpAddr::is_ipv4).collect())];
+    filters.into_iter().filter(|filter| !filter.addresses.is_empty()).collect()
 }
 
 /// The routes that refuse.
@@ -366,6 +382,8 @@ mtu set 1500 was 1400 dev ztun0
 address add 198.18.0.1/16 dev ztun0 noprefixroute
 address add fd7a:7a74:756e::1/64 dev ztun0 noprefixroute
 link up dev ztun0
+filter add packets to 198.18.0.1,fd7a:7a74:756e::1 not by dev ztun0
+filter add arp to 198.18.0.1 not by dev ztun0
 rule add v4 pref 5200 fwmark 0x7a74 lookup main
 rule add v4 pref 5201 fwmark 0x7a74 unreachable
 rule add v4 pref 5202 iif ztun0 lookup main

@@ -18,7 +18,7 @@
 //! no harm.
 
 use super::HostError;
-use super::change::Change;
+use super::change::{Change, Hook};
 use super::dns::Situation;
 use super::plan::{Have, Ipv6, Want, plan};
 use super::remedy;
@@ -482,9 +482,16 @@ fn is_present(change: &Change, snapshot: &Snapshot, shown: &[Change]) -> bool {
         Change::RouteDelete(_) | Change::UnreachableDelete(_) | Change::RuleDelete(_) => {
             !shown.contains(change)
         }
+        Change::FilterAdd(filter) => shows(shown, filter.hook),
+        Change::FilterDelete(filter) => !shows(shown, filter.hook),
         // Others may write there too, and what they write may have to stand: see `dns::Upkeep`.
         Change::DnsSet(_) | Change::DnsRestore(_) => true,
     }
+}
+
+/// Whether the filter of this kind is there, of which the machine shows no more than that.
+fn shows(shown: &[Change], hook: Hook) -> bool {
+    shown.iter().any(|undo| matches!(undo, Change::FilterDelete(filter) if filter.hook == hook))
 }
 
 /// The machine as it would be without `changes`: what the plan that has made them started from.
@@ -505,6 +512,8 @@ fn without(mut have: Have, changes: &[Change]) -> Have {
             | Change::UnreachableDelete(_)
             | Change::RuleAdd(_)
             | Change::RuleDelete(_)
+            | Change::FilterAdd(_)
+            | Change::FilterDelete(_)
             | Change::DnsSet(_)
             | Change::DnsRestore(_) => {}
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::{Cidr, HostPlanConfig};
-use crate::host::change::{Action, Address, Family, Rule, Selector, TABLE, Unreachable};
+use crate::host::change::{Action, Address, Family, Filter, Hook, Rule, Selector, TABLE, Unreachable};
 use crate::host::dns::Dns;
 use crate::host::journal::read;
 use proptest::prelude::*;
@@ -138,10 +138,15 @@ impl World {
             Change::RouteAdd(_) if !kernel.link.as_ref().is_some_and(|link| link.up) => {
                 return Err(error(libc::ENETDOWN));
             }
-            Change::RouteAdd(_) | Change::UnreachableAdd(_) | Change::RuleAdd(_) => {
+            Change::RouteAdd(_) | Change::UnreachableAdd(_) | Change::RuleAdd(_) | Change::FilterAdd(_) => {
                 if !kernel.has(change) {
                     kernel.ours.push(change.clone());
                 }
+            }
+            Change::FilterDelete(filter) => {
+                let same =
+                    |change: &Change| matches!(change, Change::FilterAdd(other) if other.hook == filter.hook);
+                kernel.ours.retain(|change| !same(change));
             }
             Change::DnsSet(dns) => kernel.names = Some(dns.clone()),
             Change::DnsRestore(_) => kernel.names = None,
@@ -200,10 +205,20 @@ impl Host for Fake {
     fn leftovers(&mut self) -> io::Result<Vec<Change>> {
         let kernel = &self.0.borrow().kernel;
         let names = kernel.names.iter().cloned().map(Change::DnsRestore);
-        let mut undos: Vec<Change> = kernel.ours.iter().map(Change::undo).chain(names).collect();
+        // Of a filter the kernel shows its kind only.
+        let shown = |undo: Change| match undo {
+            Change::FilterDelete(filter) => Change::FilterDelete(unknown(filter.hook)),
+            other => other,
+        };
+        let mut undos: Vec<Change> =
+            kernel.ours.iter().map(|change| shown(change.undo())).chain(names).collect();
         undos.sort_by_key(|undo| (undo.kind() != "rule", core::cmp::Reverse(undo.to_string())));
         Ok(undos)
     }
+}
+
+fn unknown(hook: Hook) -> Filter {
+    Filter { hook, device: String::new(), addresses: Vec::new() }
 }
 
 impl Fake {
