@@ -311,6 +311,8 @@ impl<H: Host, J: Journal> Run<H, J> {
             }
             refreshed.made.push(change.clone());
         }
+        // A filter takes the place of another of its kind.
+        self.changes.retain(|change| desired.contains(change) || !is_replaced(change, &desired));
         for change in self.changes.iter().rev().filter(|change| !desired.contains(change)) {
             let undo = change.undo();
             let result = self.host.apply(&undo);
@@ -492,6 +494,12 @@ fn is_present(change: &Change, snapshot: &Snapshot, shown: &[Change]) -> bool {
 /// Whether the filter of this kind is there, of which the machine shows no more than that.
 fn shows(shown: &[Change], hook: Hook) -> bool {
     shown.iter().any(|undo| matches!(undo, Change::FilterDelete(filter) if filter.hook == hook))
+}
+
+/// Whether one of `desired` has taken the place of this change: its undo would undo that one.
+fn is_replaced(change: &Change, desired: &[Change]) -> bool {
+    let Change::FilterAdd(old) = change else { return false };
+    desired.iter().any(|other| matches!(other, Change::FilterAdd(new) if new.hook == old.hook))
 }
 
 /// The machine as it would be without `changes`: what the plan that has made them started from.

@@ -138,10 +138,16 @@ impl World {
             Change::RouteAdd(_) if !kernel.link.as_ref().is_some_and(|link| link.up) => {
                 return Err(error(libc::ENETDOWN));
             }
-            Change::RouteAdd(_) | Change::UnreachableAdd(_) | Change::RuleAdd(_) | Change::FilterAdd(_) => {
+            Change::RouteAdd(_) | Change::UnreachableAdd(_) | Change::RuleAdd(_) => {
                 if !kernel.has(change) {
                     kernel.ours.push(change.clone());
                 }
+            }
+            Change::FilterAdd(filter) => {
+                let same =
+                    |change: &Change| matches!(change, Change::FilterAdd(other) if other.hook == filter.hook);
+                kernel.ours.retain(|change| !same(change));
+                kernel.ours.push(change.clone());
             }
             Change::FilterDelete(filter) => {
                 let same =
