@@ -193,6 +193,8 @@ pub enum Transport {
 pub enum Action {
     /// The route is looked up in this table; if it has none, the next rule is asked.
     Lookup(u32),
+    /// Likewise, but a route for everything there does not count (`suppress_prefixlength 0`): the next rule is asked.
+    LookupSpecific(u32),
     /// There is no route: the sender is told at once.
     Unreachable,
 }
@@ -381,6 +383,8 @@ impl fmt::Display for Rule {
         match self.action {
             Action::Lookup(MAIN_TABLE) => f.write_str("lookup main"),
             Action::Lookup(table) => write!(f, "lookup {table}"),
+            Action::LookupSpecific(MAIN_TABLE) => f.write_str("lookup main suppress_prefixlength 0"),
+            Action::LookupSpecific(table) => write!(f, "lookup {table} suppress_prefixlength 0"),
             Action::Unreachable => f.write_str("unreachable"),
         }
     }
@@ -496,6 +500,8 @@ fn parse_rule(words: &[&str]) -> Option<Rule> {
     let action = match *action {
         ["lookup", "main"] => Action::Lookup(MAIN_TABLE),
         ["lookup", table] => Action::Lookup(table.parse().ok()?),
+        ["lookup", "main", "suppress_prefixlength", "0"] => Action::LookupSpecific(MAIN_TABLE),
+        ["lookup", table, "suppress_prefixlength", "0"] => Action::LookupSpecific(table.parse().ok()?),
         ["unreachable"] => Action::Unreachable,
         _ => return None,
     };
@@ -540,7 +546,13 @@ pub(super) mod tests {
     }
 
     fn rule() -> impl Strategy<Value = Rule> {
-        let action = || prop_oneof![any::<u32>().prop_map(Action::Lookup), Just(Action::Unreachable)];
+        let action = || {
+            prop_oneof![
+                any::<u32>().prop_map(Action::Lookup),
+                any::<u32>().prop_map(Action::LookupSpecific),
+                Just(Action::Unreachable)
+            ]
+        };
         family().prop_flat_map(move |family| {
             let selector = prop_oneof![
                 Just(Selector::All),

@@ -280,6 +280,10 @@ fn rule_message(rule: &Rule) -> RuleMessage {
             message.header.action = RuleAction::ToTable;
             message.attributes.push(RuleAttribute::Table(table));
         }
+        Action::LookupSpecific(table) => {
+            message.header.action = RuleAction::ToTable;
+            message.attributes.extend([RuleAttribute::Table(table), RuleAttribute::SuppressPrefixLen(0)]);
+        }
         Action::Unreachable => message.header.action = RuleAction::Unreachable,
     }
     match &rule.selector {
@@ -343,7 +347,7 @@ fn own_rule(message: &RuleMessage) -> Option<Rule> {
     };
     let (mut preference, mut table, mut protocol) = (0, u32::from(message.header.table), None);
     let mut selector = Selector::All;
-    let (mut transport, mut port) = (None, None);
+    let (mut transport, mut port, mut specific) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(value) => preference = *value,
@@ -361,6 +365,7 @@ fn own_rule(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::IpProtocol(IpProtocol::Tcp) => transport = Some(Transport::Tcp),
             RuleAttribute::IpProtocol(IpProtocol::Udp) => transport = Some(Transport::Udp),
             RuleAttribute::DestinationPortRange(range) => port = Some(range.start),
+            RuleAttribute::SuppressPrefixLen(longest) => specific = *longest == 0,
             _ => {}
         }
     }
@@ -368,6 +373,7 @@ fn own_rule(message: &RuleMessage) -> Option<Rule> {
         selector = Selector::Port(transport, port);
     }
     let action = match message.header.action {
+        RuleAction::ToTable if specific => Action::LookupSpecific(table),
         RuleAction::ToTable => Action::Lookup(table),
         RuleAction::Unreachable => Action::Unreachable,
         _ => return None,
@@ -429,6 +435,7 @@ mod tests {
         let net = "10.0.0.0/8".parse().unwrap();
         for rule in [
             rule(Selector::All, Action::Lookup(TABLE)),
+            rule(Selector::From(net), Action::LookupSpecific(254)),
             rule(Selector::Mark(9), Action::Unreachable),
             rule(Selector::Iif("ztun0".into()), Action::Lookup(254)),
             rule(Selector::From(net), Action::Lookup(254)),

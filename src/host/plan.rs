@@ -12,7 +12,7 @@
 //! | 5202 | that came out of the device | main: what is for a container or a forwarded client must not come back |
 //! | 5203 | to and from a proxy (which may be in a container of this machine), of the local proxy's user when that user runs nothing else, and to a host that `--bypass` names alone | main |
 //! | 5204 | to port 53 | the table that leads into the device: a resolver that DHCP gave does not get the names, also when its network is bypassed |
-//! | 5205 | from an address of the machine that is not the device's | main: answers of services and connections made before keep their path. A new connection has no source address yet when its route is looked up |
+//! | 5205 | from an address of the machine that is not the device's | main: answers of services and connections made before keep their path. A new connection has no source address yet when its route is looked up. IPv6 that is refused: main's specific routes only |
 //! | 5206 | to link-local and multicast networks, and to those of `--bypass` | main |
 //! | 5210 | all | the table that leads into the device; what it does not cover goes on as if ztun was not there |
 //! | 5211 | to what is captured, with `--kill-switch` | unreachable: sockets bound to another device, for which the table has no route, find no router either |
@@ -286,8 +286,12 @@ fn outside(have: &Have, want: &Want, family: Family) -> Vec<Rule> {
     if let Some(uid) = want.local_uid {
         add(EXEMPT, Selector::Uid(uid), main);
     }
+    // IPv6 takes no for no answer: where a lookup without a source is refused, the kernel chooses one of the machine's addresses and asks again with it
+    // (RFC 6724), and would leave by the machine's default route.
+    let refusing = want.kill_switch || want.is_refused(family);
+    let own = if family == Family::V6 && refusing { Action::LookupSpecific(MAIN_TABLE) } else { main };
     for net in have.own_addresses.iter().map(|&addr| Cidr::host(addr)).filter(ours) {
-        add(FROM_OWN_ADDRESS, Selector::From(net), main);
+        add(FROM_OWN_ADDRESS, Selector::From(net), own);
     }
     for net in noise(family).into_iter().chain(networks) {
         // A network of all addresses is no condition, and the kernel gives it back as none.
