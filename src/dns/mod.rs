@@ -5,8 +5,11 @@
 //! own network only.
 
 pub mod address;
+pub mod message;
+pub mod streams;
 pub mod table;
 
+pub use streams::Streams;
 pub use table::{Answered, Carrier, CarrierStats, Course, DnsStats, DnsTable};
 
 /// The port of DNS.

@@ -11,6 +11,7 @@
 //! app repeats is the same transaction: its deadline starts again, its latency does not, since that is what
 //! the app waits. When the table is full the transaction whose query was sent longest ago makes room.
 
+use super::message::{self, Header};
 use crate::flow::{FlowId, FlowKey, FlowTable, LruList, TimerWheel};
 use crate::rng::KeyedHash;
 use crate::time::{Duration, Instant};
@@ -18,9 +19,6 @@ use crate::wire::Endpoint;
 
 /// Time after which a query counts as unanswered: what resolvers commonly wait before they ask again or elsewhere.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Octets of a message header (RFC 1035 4.1.1).
-const HEADER: usize = 12;
 
 /// By what a query travels.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -63,6 +61,12 @@ pub struct DnsStats {
     pub malformed: u64,
     /// Queries that went to another server than the app addressed.
     pub redirected: u64,
+    /// Queries that were answered with SERVFAIL here, because their server could not be asked or did not answer.
+    pub servfails: u64,
+    /// Answers that were too large for the app's datagrams: it is told to ask over TCP.
+    pub truncated: u64,
+    /// Times that names were moved to TCP because datagrams through the proxy did not work.
+    pub fallbacks: u64,
     /// Datagrams through the proxy.
     pub udp: CarrierStats,
     /// Over TCP through the proxy.
@@ -150,7 +154,7 @@ impl DnsTable {
 
     /// Notes a query, the data of a datagram.
     pub fn handle_query(&mut self, course: Course, payload: &[u8], now: Instant) {
-        let Some((id, false)) = read_header(payload) else {
+        let Some(Header { id, answer: false, .. }) = message::header(payload) else {
             self.stats.malformed += 1;
             return;
         };
@@ -190,7 +194,7 @@ impl DnsTable {
         payload: &[u8],
         now: Instant,
     ) -> Option<Answered> {
-        let Some((id, true)) = read_header(payload) else {
+        let Some(Header { id, answer: true, .. }) = message::header(payload) else {
             self.stats.malformed += 1;
             return None;
         };
@@ -237,6 +241,24 @@ impl DnsTable {
         self.transactions.is_empty()
     }
 
+    /// Takes a query back, as if it had not been noted: it goes another way.
+    pub fn withdraw(&mut self, local: Endpoint, server: Endpoint, payload: &[u8]) {
+        let Some(Header { id, .. }) = message::header(payload) else { return };
+        let key = Transaction { tuple: FlowKey { local, remote: server }, id };
+        if let Some(Waiting { carrier, asked, .. }) =
+            self.transactions.find(&key).and_then(|entry| self.forget(entry))
+        {
+            self.stats.queries -= 1;
+            self.stats.redirected -= u64::from(asked != server);
+            self.stats.carrier_mut(carrier).queries -= 1;
+        }
+    }
+
+    /// Counters, for those who carry queries otherwise.
+    pub fn stats_mut(&mut self) -> &mut DnsStats {
+        &mut self.stats
+    }
+
     fn evict(&mut self) {
         let oldest = self.order.oldest().and_then(|index| self.transactions.id_at(index));
         if let Some(entry) = oldest {
@@ -253,15 +275,10 @@ impl DnsTable {
     }
 }
 
-/// Message id and whether QR says that it is an answer; `None` when there is no whole header.
-fn read_header(payload: &[u8]) -> Option<(u16, bool)> {
-    let header: &[u8; HEADER] = payload.first_chunk()?;
-    Some((u16::from_be_bytes([header[0], header[1]]), header[2] & 0x80 != 0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dns::message::HEADER;
     use crate::rng::{Rng, SEED_LEN};
     use proptest::prelude::*;
     use std::collections::BTreeMap;
