@@ -96,7 +96,7 @@ fn every_bad_value_of_every_option_is_refused_with_the_option_and_what_is_allowe
         ("--bypass", "", "neither a network nor a host"),
         ("--address", "127.0.0.1/8", "127.0.0.1"),
         ("--address", "10.0.0.1/99", "0 to 32"),
-        ("--dns", "doh", "auto, udp, direct, off"),
+        ("--dns", "doh", "auto, udp, tcp, direct, off"),
         ("--dns-server", "dns.example", "9.9.9.9:53"),
         ("--dns-server", "9.9.9.9:0", "9.9.9.9:53"),
         ("--udp", "maybe", "auto, socks5, direct, reject"),
@@ -188,7 +188,7 @@ fn a_run_without_a_proxy_names_the_option_and_an_example() {
 fn what_the_contract_has_and_this_version_has_not_is_refused_by_name_and_not_in_the_help() {
     let (_, help, _) = output(ztun(&["--help"]));
     let way = ["--socks5", "127.0.0.1:1", "--dry-run"];
-    for args in [&["--dns", "fake"][..], &["--dns", "tcp"], &["--dns=fake"], &["--icmp", "direct"]] {
+    for args in [&["--dns", "fake"][..], &["--dns=fake"], &["--icmp", "direct"]] {
         let error = refused(&[&way[..], args].concat());
         let name = args[0].split('=').next().unwrap();
         assert!(error.contains("planned") && error.contains(name), "{error}");

@@ -153,6 +153,7 @@ fn dns(way: &WayOptions) -> Result<DnsMode, Error> {
     Ok(match way.dns {
         DnsChoice::Auto => DnsMode::Auto,
         DnsChoice::Udp => DnsMode::Udp,
+        DnsChoice::Tcp => DnsMode::Tcp,
         DnsChoice::Direct => DnsMode::Direct,
         DnsChoice::Off => DnsMode::Off,
     })

@@ -127,6 +127,8 @@ pub enum DnsChoice {
     Auto,
     /// Queries are datagrams like others.
     Udp,
+    /// Queries go over TCP through the proxy.
+    Tcp,
     /// Straight to the resolver that is asked.
     Direct,
     /// Port 53 is a port like others.
@@ -224,8 +226,8 @@ pub struct WayOptions {
     /// First match wins: 'dst=10.0.0.0/8 -> direct', 'proto=udp,port=443 -> reject'; repeatable
     #[arg(long, help_heading = TRAFFIC, value_name = "MATCH -> OUTBOUND")]
     pub rule: Vec<Rule>,
-    /// How names are resolved: through the proxy, or direct; off: port 53 is a port like others
-    #[arg(long, help_heading = TRAFFIC, value_name = "auto|udp|direct|off", hide_possible_values = true, default_value = "auto")]
+    /// How names are resolved: through the proxy by datagrams, over TCP (auto: when it has no UDP), or direct; off: like any traffic
+    #[arg(long, help_heading = TRAFFIC, value_name = "auto|udp|tcp|direct|off", hide_possible_values = true, default_value = "auto")]
     pub dns: DnsChoice,
     /// Send DNS queries there, not where apps do; without it a private resolver stands for 1.1.1.1
     #[arg(long, help_heading = TRAFFIC, value_name = "IP[:PORT]", value_parser = value::dns_server)]

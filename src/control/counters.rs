@@ -116,6 +116,9 @@ fn dns_counters(stats: &DnsStats) -> Vec<Counter> {
         evicted,
         malformed,
         redirected,
+        servfails,
+        truncated,
+        fallbacks,
         // What was counted in all, by the way it went.
         udp,
         tcp,
@@ -134,6 +137,9 @@ fn dns_counters(stats: &DnsStats) -> Vec<Counter> {
             redirected,
             "DNS queries that went to another server than the app addressed.",
         ),
+        count("dns_servfails", servfails, "DNS queries answered with SERVFAIL here."),
+        count("dns_truncated", truncated, "DNS answers too large for the app's datagrams."),
+        count("dns_fallbacks", fallbacks, "Times that DNS was moved from datagrams to TCP."),
         count("dns_udp_queries", udp.queries, "DNS queries through the proxy as datagrams."),
         count("dns_udp_answers", udp.answers, "DNS answers through the proxy as datagrams."),
         count(

@@ -12,10 +12,11 @@
 //! The app sees the answer come from the address that it asked: a TCP flow keeps its endpoints, and of datagrams it is kept who was asked.
 
 use super::Engine;
-use super::udp::Way;
+use super::association::Way;
 use crate::config::{DNS_UPSTREAM, DnsMode, UdpMode};
-use crate::dns::{Carrier, address};
+use crate::dns::{Carrier, address, message};
 use crate::outbound::rule::{self, Proto, Route, Rule};
+use crate::time::Instant;
 use crate::wire::Endpoint;
 use core::net::IpAddr;
 
@@ -104,16 +105,48 @@ impl Engine {
         if self.is_name(remote) { self.name_server(remote, Reach::Direct) } else { remote }
     }
 
+    /// Whether a datagram to `asked` may go over TCP: it is a query, and is not to go by datagrams alone.
+    pub(super) fn may_stream(&self, asked: Endpoint, payload: &[u8]) -> bool {
+        let mode = match self.config.dns {
+            DnsMode::Auto | DnsMode::Tcp => true,
+            DnsMode::Udp | DnsMode::Direct | DnsMode::Off => false,
+        };
+        mode && self.is_name(asked) && message::is_query(payload)
+    }
+
+    /// Names go over TCP from here on, since the proxy does not do something.
+    pub(super) fn names_fall_back(&mut self, what: &str, now: Instant) {
+        if self.config.dns == DnsMode::Auto && self.pool.names_fall_back(now) {
+            self.dns.stats_mut().fallbacks += 1;
+            log::info!("the proxy {what}: names are asked over TCP, and by datagrams again in some minutes");
+        }
+    }
+
+    /// Runs the timers of queries that went by datagrams; when none of the last ones was answered, names go over TCP.
+    pub(super) fn names_timeout(&mut self, now: Instant) {
+        let before = self.dns.stats().udp.timeouts;
+        self.dns.handle_timeout(now);
+        let silent = u32::try_from(self.dns.stats().udp.timeouts - before).unwrap_or(u32::MAX);
+        if silent > 0 && self.pool.names_silent(silent) {
+            self.names_fall_back("answers no datagrams about names", now);
+        }
+    }
+
     /// The way of a datagram.
-    pub(super) fn datagram_route(&self, remote: Endpoint) -> Leave {
+    pub(super) fn datagram_route(&self, remote: Endpoint, payload: &[u8], now: Instant) -> Leave {
+        let streams = self.may_stream(remote, payload);
+        let by_datagram = self.config.dns == DnsMode::Auto && self.pool.names_by_datagram(now);
         let rule = rule::first(&self.config.rules, Proto::Udp, remote);
         let way = match (rule.map_or(Route::Proxy, |rule| rule.route), self.config.udp) {
             (Route::Drop, _) => return Leave::Dropped,
             (Route::Reject, _) => return Leave::Refused,
             (Route::Direct, _) => Way::Direct,
+            (Route::Proxy, _) if streams && self.config.dns == DnsMode::Tcp => Way::Names,
             (Route::Proxy, UdpMode::Direct) => Way::Direct,
             (Route::Proxy, _) if self.is_name(remote) && self.config.dns == DnsMode::Direct => Way::Direct,
+            (Route::Proxy, UdpMode::Reject) if streams => Way::Names,
             (Route::Proxy, UdpMode::Reject) => return Leave::Refused,
+            (Route::Proxy, UdpMode::Auto | UdpMode::Socks5) if streams && !by_datagram => Way::Names,
             (Route::Proxy, UdpMode::Auto | UdpMode::Socks5) => Way::Proxy,
         };
         if !self.is_name(remote) {
@@ -129,6 +162,7 @@ impl Way {
         match self {
             Way::Proxy => Carrier::Udp,
             Way::Direct => Carrier::Direct,
+            Way::Names => Carrier::Tcp,
         }
     }
 }

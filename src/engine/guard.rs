@@ -13,7 +13,7 @@
 //! collector of logs answers none. So beyond the bound new senders to one silent destination are let through at a small rate
 //! ([`NEW_SENDERS`]): a loop turns that slowly, and others are not cut off.
 
-use super::udp::Way;
+use super::association::Way;
 use crate::flow::FlowId;
 use crate::rng::KeyedHash;
 use crate::time::{Duration, Instant};

@@ -168,13 +168,13 @@ impl Engine {
             associations: self.nat.len(),
             association_capacity: self.association_capacity(),
             sockets: self.sockets(),
-            dns_in_flight: self.dns.len(),
+            dns_in_flight: self.dns.len() + self.streams.len(),
             proxies: proxies.collect(),
             memory: Memory {
                 buffers: tcp.buffer_octets,
                 buffer_budget: tcp.buffer_budget,
                 tcp_table: tcp.table_octets,
-                queued_datagrams: self.nat_queued,
+                queued_datagrams: self.nat_queued + self.streams.octets(),
             },
             stopping: self.stopping,
         }

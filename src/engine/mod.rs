@@ -24,14 +24,17 @@
 //! ends TCP flows, `relay` moves their octets, `udp` keeps associations, `pool` dials proxies and keeps warm connections, `guard` stops loops,
 //! `dns` finds a server for names, `socket` names sockets.
 
+mod association;
 mod dns;
 mod guard;
 mod inspect;
 mod network;
+mod outbox;
 mod pool;
 mod reconfigure;
 mod relay;
 mod socket;
+mod streams;
 mod tcp;
 mod udp;
 
@@ -41,7 +44,8 @@ pub use pool::ProxyTrouble;
 pub use socket::SocketId;
 
 use crate::config::EngineConfig;
-use crate::dns::DnsTable;
+use crate::dns::streams::StreamId;
+use crate::dns::{DnsTable, Streams};
 use crate::flow::{FlowId, FlowTable, LruList, TimerWheel};
 use crate::outbound::rule::Proto;
 use crate::outbound::socks5::associate::Rejections;
@@ -49,13 +53,14 @@ use crate::rng::{Rng, SEED_LEN};
 use crate::stack::{Ingress, Packet, Stack, StackEvent, Transmit};
 use crate::time::Instant;
 use crate::wire::Endpoint;
+use association::{Association, NatKey};
 use core::net::SocketAddr;
 use guard::LoopGuard;
 use network::Network;
+use outbox::Outbox;
 use pool::Pool;
 use socket::{Half, Purpose, Socket, Sockets, Stage, TcpSocket, Via};
 use std::collections::VecDeque;
-use udp::{Association, NatKey};
 
 /// Octets read from a connection at once while SOCKS5 is spoken on it.
 const HANDSHAKE_SPACE: usize = 512;
@@ -246,6 +251,12 @@ pub struct Engine {
     config: EngineConfig,
     stack: Stack,
     dns: DnsTable,
+    /// Queries that go over TCP.
+    streams: Streams,
+    /// The socket of each of their connections.
+    stream_sockets: Vec<Option<(StreamId, SocketId)>>,
+    /// Their answers.
+    outbox: Outbox,
     sockets: Sockets,
     /// Connect time-outs and ages of pooled connections, by socket index.
     socket_timers: TimerWheel,
@@ -282,6 +293,9 @@ impl Engine {
         Engine {
             stack: Stack::new(config.stack.clone(), stack_seed),
             dns: DnsTable::new(config.max_dns, rng.keyed_hash()),
+            streams: Streams::new(config.max_dns, &mut rng),
+            stream_sockets: Vec::new(),
+            outbox: Outbox::default(),
             sockets: Sockets::default(),
             socket_timers: TimerWheel::new(),
             links: Vec::new(),
@@ -323,7 +337,8 @@ impl Engine {
     /// Runs every timer that is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.stack.handle_timeout(now);
-        self.dns.handle_timeout(now);
+        self.names_timeout(now);
+        self.streams_timeout(now);
         while let Some(index) = self.socket_timers.pop(now) {
             if let Some(socket) = self.sockets.id_at(index) {
                 self.socket_timed_out(socket, now);
@@ -341,6 +356,7 @@ impl Engine {
         [
             self.stack.poll_timeout(),
             self.dns.poll_timeout(),
+            self.streams.poll_timeout(),
             self.socket_timers.next_deadline(),
             self.nat_timers.next_deadline(),
         ]
@@ -356,6 +372,10 @@ impl Engine {
             if let Some(command) = self.commands.pop_front() {
                 return Some(command);
             }
+            if self.outbox.has_room_again() {
+                self.read_streams();
+                continue;
+            }
             match self.stack.poll_event()? {
                 StackEvent::Syn { flow } => self.flow_asked_for(flow, now),
                 StackEvent::Established { flow } => self.flow_established(flow, now),
@@ -369,7 +389,11 @@ impl Engine {
     /// The next packet for the TUN.
     #[must_use]
     pub fn poll_transmit(&mut self, now: Instant) -> Option<Transmit<'_>> {
-        self.stack.poll_transmit(now)
+        if self.outbox.is_empty() {
+            self.outbox.reuse();
+            return self.stack.poll_transmit(now);
+        }
+        self.outbox.next()
     }
 
     /// The answer to [`Command::Identify`].
@@ -410,6 +434,7 @@ impl Engine {
         for association in associations {
             self.remove_association(association);
         }
+        self.close_streams();
         self.close_pool();
     }
 

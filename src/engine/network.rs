@@ -14,6 +14,7 @@
 //! Between the moment when the way has gone and the moment when the caller knows, dials fail for want of a route. They are held too, if there
 //! is a caller that watches ([`Engine::watch_network`]): else they would wait for nobody.
 
+use super::association::NoAssociation;
 use super::socket::{Purpose, Socket, Stage, TcpSocket, Via};
 use super::{Engine, SocketId};
 use crate::flow::FlowId;
@@ -94,6 +95,13 @@ impl Engine {
                                 self.association_lost(association, now);
                             }
                         }
+                        // Its queries are asked again.
+                        Stage::Names => {
+                            if let Purpose::Names(stream) = purpose {
+                                self.close_socket(socket, true);
+                                self.stream_lost(stream, now);
+                            }
+                        }
                         Stage::Warm { .. } => {
                             loss.pooled += 1;
                             self.pool_lost(socket);
@@ -122,7 +130,13 @@ impl Engine {
             |engine: &Engine, socket: &SocketId| match engine.sockets.tcp(*socket).map(|tcp| &tcp.stage) {
                 Some(Stage::Held) => true,
                 Some(Stage::Dialling) => dialling,
-                Some(Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Relay { .. } | Stage::Control)
+                Some(
+                    Stage::Handshake { .. }
+                    | Stage::Warm { .. }
+                    | Stage::Relay { .. }
+                    | Stage::Control
+                    | Stage::Names,
+                )
                 | None => false,
             };
         let mut waiting = self.sockets.ids();
@@ -136,12 +150,12 @@ impl Engine {
         self.close_socket(socket, true);
         match (purpose, via, self.pool.choose(0, now)) {
             (Purpose::Flow(flow), Via::Direct, _) => self.redial_target(flow, now),
-            (Purpose::Flow(_) | Purpose::Association(_), Via::Proxy(_), Some(proxy)) => {
+            (Purpose::Flow(_) | Purpose::Association(_) | Purpose::Names(_), Via::Proxy(_), Some(proxy)) => {
                 self.redial(purpose, proxy, now);
             }
             // It is dialled when it is used.
             (Purpose::Pool, _, _) => return false,
-            (Purpose::Flow(_), Via::Proxy(_), None) | (Purpose::Association(_), _, _) => {
+            (Purpose::Flow(_), Via::Proxy(_), None) | (Purpose::Association(_) | Purpose::Names(_), _, _) => {
                 self.refuse_held(purpose, via, now);
             }
         }
@@ -172,6 +186,7 @@ impl Engine {
         match purpose {
             Purpose::Flow(flow) => self.opening(flow, socket),
             Purpose::Association(association) => self.asking(association, socket),
+            Purpose::Names(stream) => self.set_stream_socket(stream, socket),
             Purpose::Pool => {}
         }
     }
@@ -185,7 +200,10 @@ impl Engine {
     fn refuse_held(&mut self, purpose: Purpose, via: Via, now: Instant) {
         match purpose {
             Purpose::Flow(flow) => self.flow_denied(flow, via, Denial::Network, now),
-            Purpose::Association(association) => self.association_denied(association, None, now),
+            Purpose::Association(association) => {
+                self.association_denied(association, NoAssociation::Unreachable, now);
+            }
+            Purpose::Names(stream) => self.stream_lost(stream, now),
             Purpose::Pool => {}
         }
     }

@@ -25,12 +25,21 @@ const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// How long datagrams are refused at once after the proxy said that it does not carry UDP.
 const UDP_RETRY_AFTER: Duration = Duration::from_secs(60);
 
+/// How long names go over TCP before datagrams are tried again.
+const NAMES_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// Queries in a row whose datagrams brought no answer before names go over TCP.
+const NAMES_UNANSWERED: u32 = 3;
+
 /// Warm connections and what is known of the proxies.
 #[derive(Debug)]
 pub(super) struct Pool {
     size: usize,
     proxies: Vec<State>,
     udp_refused: Option<Instant>,
+    /// Since when names go over TCP.
+    names_by_stream: Option<Instant>,
+    /// Queries in a row without an answer by datagram.
+    names_unanswered: u32,
 }
 
 #[derive(Debug, Default)]
@@ -89,7 +98,13 @@ impl Pool {
     }
 
     pub(super) fn new(size: usize, proxies: usize) -> Pool {
-        Pool { size, proxies: (0..proxies).map(|_| State::default()).collect(), udp_refused: None }
+        Pool {
+            size,
+            proxies: (0..proxies).map(|_| State::default()).collect(),
+            udp_refused: None,
+            names_by_stream: None,
+            names_unanswered: 0,
+        }
     }
 
     /// The proxy to ask, from index `from` on: the first that is not known to be down, else the first at all.
@@ -121,6 +136,8 @@ impl Pool {
     /// What was found out on another network counts no more.
     pub(super) fn forgive(&mut self) {
         self.udp_refused = None;
+        self.names_by_stream = None;
+        self.names_unanswered = 0;
         for state in &mut self.proxies {
             state.down_since = None;
         }
@@ -129,6 +146,29 @@ impl Pool {
     /// Whether it is worth asking for an association.
     pub(super) fn udp_usable(&self, now: Instant) -> bool {
         self.udp_refused.is_none_or(|since| now.since(since) >= UDP_RETRY_AFTER)
+    }
+
+    /// Datagrams do not carry names: they go over TCP for a while. Whether that is news.
+    pub(super) fn names_fall_back(&mut self, now: Instant) -> bool {
+        self.names_unanswered = 0;
+        self.names_by_stream.replace(now).is_none()
+    }
+
+    /// Whether it is worth asking for names by datagrams.
+    pub(super) fn names_by_datagram(&self, now: Instant) -> bool {
+        self.udp_usable(now) && self.names_by_stream.is_none_or(|since| now.since(since) >= NAMES_RETRY_AFTER)
+    }
+
+    /// A datagram has brought an answer. Whether it is news that they do.
+    pub(super) fn names_answered(&mut self, now: Instant) -> bool {
+        self.names_unanswered = 0;
+        self.names_by_datagram(now) && self.names_by_stream.take().is_some()
+    }
+
+    /// So many datagrams have brought none; whether that is enough to give them up.
+    pub(super) fn names_silent(&mut self, queries: u32) -> bool {
+        self.names_unanswered = self.names_unanswered.saturating_add(queries);
+        self.names_unanswered >= NAMES_UNANSWERED
     }
 
     fn forget(&mut self, socket: SocketId) {

@@ -44,7 +44,7 @@ impl Engine {
                     unanswered.push((socket, tcp.purpose));
                 }
                 Stage::Dialling | Stage::Held | Stage::Handshake { .. } => {}
-                Stage::Warm { .. } | Stage::Relay { .. } | Stage::Control => {}
+                Stage::Warm { .. } | Stage::Relay { .. } | Stage::Control | Stage::Names => {}
             }
         }
         self.move_accepted(&places);
@@ -54,10 +54,11 @@ impl Engine {
         for (socket, purpose) in unanswered {
             self.close_socket(socket, true);
             match (purpose, self.pool.choose(0, now)) {
-                (Purpose::Flow(_) | Purpose::Association(_), Some(proxy)) => {
+                (Purpose::Flow(_) | Purpose::Association(_) | Purpose::Names(_), Some(proxy)) => {
                     self.redial(purpose, proxy, now);
                 }
-                (Purpose::Flow(_) | Purpose::Association(_), None) | (Purpose::Pool, _) => {}
+                (Purpose::Flow(_) | Purpose::Association(_) | Purpose::Names(_), None)
+                | (Purpose::Pool, _) => {}
             }
         }
     }

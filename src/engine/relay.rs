@@ -19,9 +19,12 @@ impl Engine {
         let socket = self.link_socket(flow);
         let upload = socket.and_then(|socket| self.sockets.tcp(socket)).map(|tcp| match &tcp.stage {
             Stage::Relay { upload, .. } => Some(*upload),
-            Stage::Dialling | Stage::Held | Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Control => {
-                None
-            }
+            Stage::Dialling
+            | Stage::Held
+            | Stage::Handshake { .. }
+            | Stage::Warm { .. }
+            | Stage::Control
+            | Stage::Names => None,
         });
         match (socket, upload) {
             (Some(socket), Some(Some(Half::Open))) => return Output::Stream { socket, flow, payload },
@@ -70,7 +73,11 @@ impl Engine {
                 let (first, second) = self.stack.tcp(flow)?.into_send_buf();
                 (!first.is_empty()).then_some((first, second))
             }
-            (Stage::Relay { .. }, Purpose::Association(_) | Purpose::Pool) => None,
+            (Stage::Names, Purpose::Names(stream)) => {
+                // Answers wait for the TUN, and the server for them.
+                if self.outbox.is_full() { None } else { Some((self.streams.space(stream)?, &mut [])) }
+            }
+            (Stage::Relay { .. } | Stage::Names, _) => None,
         }
     }
 
@@ -79,9 +86,15 @@ impl Engine {
         let Some(tcp) = self.sockets.tcp(socket) else { return };
         match (&tcp.stage, tcp.purpose) {
             (
-                Stage::Dialling | Stage::Held | Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Control,
+                Stage::Dialling
+                | Stage::Held
+                | Stage::Handshake { .. }
+                | Stage::Warm { .. }
+                | Stage::Control
+                | Stage::Names,
                 _,
             ) if octets == 0 => {}
+            (Stage::Names, Purpose::Names(stream)) => self.stream_input(stream, octets, now),
             (Stage::Relay { .. }, Purpose::Flow(flow)) => {
                 self.stats.download_octets += octets as u64;
                 if let Some(mut tcp) = self.stack.tcp(flow) {
@@ -91,7 +104,7 @@ impl Engine {
             (Stage::Handshake { .. }, _) => self.handshake_input(socket, octets, now),
             // A server that speaks without being asked is not to be trusted with a request.
             (Stage::Warm { .. }, _) => self.pool_lost(socket),
-            (Stage::Dialling | Stage::Held | Stage::Control | Stage::Relay { .. }, _) => {}
+            (Stage::Dialling | Stage::Held | Stage::Control | Stage::Names | Stage::Relay { .. }, _) => {}
         }
     }
 
@@ -125,7 +138,8 @@ impl Engine {
                 | Stage::Held
                 | Stage::Handshake { .. }
                 | Stage::Relay { .. }
-                | Stage::Control,
+                | Stage::Control
+                | Stage::Names,
                 _,
             ) => {
                 self.tcp_socket_failed(socket, SocketError::Reset, now);
@@ -145,8 +159,17 @@ impl Engine {
                 let (first, second) = self.stack.tcp(flow)?.into_recv();
                 (!first.is_empty()).then_some((first, second))
             }
+            (Stage::Names, Purpose::Names(stream)) => {
+                let output = self.streams.output(stream);
+                (!output.is_empty()).then_some((output, &[]))
+            }
             (
-                Stage::Dialling | Stage::Held | Stage::Warm { .. } | Stage::Relay { .. } | Stage::Control,
+                Stage::Dialling
+                | Stage::Held
+                | Stage::Warm { .. }
+                | Stage::Relay { .. }
+                | Stage::Control
+                | Stage::Names,
                 _,
             ) => None,
         }
@@ -164,8 +187,14 @@ impl Engine {
                 }
                 self.finish_upload(socket, flow);
             }
+            (Stage::Names, Purpose::Names(stream)) => self.stream_wrote(stream, octets, now),
             (
-                Stage::Dialling | Stage::Held | Stage::Warm { .. } | Stage::Relay { .. } | Stage::Control,
+                Stage::Dialling
+                | Stage::Held
+                | Stage::Warm { .. }
+                | Stage::Relay { .. }
+                | Stage::Control
+                | Stage::Names,
                 _,
             ) => {}
         }
@@ -190,7 +219,12 @@ impl Engine {
             }
             Some(Stage::Relay { .. }) => self.discard_received(flow, now),
             Some(
-                Stage::Dialling | Stage::Held | Stage::Handshake { .. } | Stage::Warm { .. } | Stage::Control,
+                Stage::Dialling
+                | Stage::Held
+                | Stage::Handshake { .. }
+                | Stage::Warm { .. }
+                | Stage::Control
+                | Stage::Names,
             )
             | None => {}
         }

@@ -4,6 +4,7 @@
 //! generation, so an event that the kernel reported for a socket already closed finds nothing.
 
 use crate::config::Proxy;
+use crate::dns::streams::StreamId;
 use crate::flow::FlowId;
 use crate::outbound::socks5::Client;
 use slab::Slab;
@@ -39,6 +40,8 @@ pub(super) enum Purpose {
     Flow(FlowId),
     /// To hold a UDP association open (RFC 1928 7).
     Association(FlowId),
+    /// To carry queries to a name server.
+    Names(StreamId),
     /// To wait, past the method negotiation, for one of the above.
     Pool,
 }
@@ -85,6 +88,8 @@ pub(super) enum Stage {
     },
     /// The control connection of an association: nothing is expected but its end.
     Control,
+    /// Queries and answers of a name server go to and fro.
+    Names,
 }
 
 /// Which way a TCP connection leads.

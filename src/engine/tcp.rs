@@ -9,12 +9,12 @@
 //! With late accept the app sees what the target said: a refused port is a RST, an unreachable host an ICMP error, and a second
 //! address gets tried. The SYN waits in the stack's SYN queue meanwhile and costs next to nothing.
 
+use super::association::{NoAssociation, Way};
 use super::guard::Attempt;
 use super::inspect::FlowPhase;
 use super::network::Network;
 use super::pool::ProxyTrouble;
 use super::socket::{Half, Purpose, Socket, Stage, TcpSocket, Via};
-use super::udp::Way;
 use super::{Asker, Command, Egress, Engine, SocketError, SocketId};
 use crate::config::Accept;
 use crate::flow::FlowId;
@@ -234,8 +234,8 @@ impl Engine {
             if waits {
                 match (way, self.pool.choose(0, now)) {
                     (Way::Direct, _) => self.dial_target(next, remote, now),
-                    (Way::Proxy, Some(proxy)) => self.dial_through(next, remote, proxy, now),
-                    (Way::Proxy, None) => self.refuse_flow(next, Refusal::Reset, now),
+                    (Way::Proxy | Way::Names, Some(proxy)) => self.dial_through(next, remote, proxy, now),
+                    (Way::Proxy | Way::Names, None) => self.refuse_flow(next, Refusal::Reset, now),
                 }
                 return;
             }
@@ -251,7 +251,9 @@ impl Engine {
         let (purpose, via) = (tcp.purpose, tcp.via);
         match (via, purpose) {
             (Via::Direct, Purpose::Flow(flow)) => self.granted(socket, flow, Vec::new(), now),
-            (Via::Direct, Purpose::Association(_) | Purpose::Pool) => self.close_socket(socket, false),
+            (Via::Direct, Purpose::Association(_) | Purpose::Names(_) | Purpose::Pool) => {
+                self.close_socket(socket, false);
+            }
             (Via::Proxy(proxy), _) => {
                 if self.pool.reachable(proxy) {
                     log::info!("proxy {} can be reached again", proxy + 1);
@@ -282,7 +284,10 @@ impl Engine {
                     (Purpose::Association(association), Via::Proxy(proxy)) => {
                         self.association_granted(association, socket, proxy, bound, now);
                     }
-                    (Purpose::Association(_), Via::Direct) | (Purpose::Pool, _) => {
+                    (Purpose::Names(stream), Via::Proxy(_)) => {
+                        self.stream_granted(socket, stream, early, now);
+                    }
+                    (Purpose::Association(_) | Purpose::Names(_), Via::Direct) | (Purpose::Pool, _) => {
                         self.close_socket(socket, true)
                     }
                 }
@@ -350,7 +355,10 @@ impl Engine {
         self.close_socket(socket, false);
         match purpose {
             Purpose::Flow(flow) => self.flow_denied(flow, via, denial(&failure), now),
-            Purpose::Association(association) => self.association_denied(association, Some(failure), now),
+            Purpose::Association(association) => {
+                self.association_denied(association, NoAssociation::Refused(failure), now);
+            }
+            Purpose::Names(stream) => self.stream_lost(stream, now),
             Purpose::Pool => {}
         }
     }
@@ -401,6 +409,13 @@ impl Engine {
                 }
                 return;
             }
+            Stage::Names => {
+                self.close_socket(socket, true);
+                if let Purpose::Names(stream) = purpose {
+                    self.stream_lost(stream, now);
+                }
+                return;
+            }
             Stage::Warm { .. } => return self.pool_lost(socket),
             Stage::Held => return self.held_too_long(socket, purpose, via, now),
             Stage::Dialling => (true, false),
@@ -436,7 +451,10 @@ impl Engine {
         }
         match purpose {
             Purpose::Flow(flow) => self.flow_denied(flow, via, Denial::ProxyDown, now),
-            Purpose::Association(association) => self.association_denied(association, None, now),
+            Purpose::Association(association) => {
+                self.association_denied(association, NoAssociation::Unreachable, now);
+            }
+            Purpose::Names(stream) => self.stream_lost(stream, now),
             Purpose::Pool => {}
         }
     }
@@ -451,6 +469,7 @@ impl Engine {
                 log::trace!("asking proxy {} for {remote}", proxy + 1);
             }
             Purpose::Association(association) => self.association_redial(association, proxy, now),
+            Purpose::Names(stream) => self.stream_redial(stream, proxy, now),
             Purpose::Pool => {}
         }
     }
@@ -472,6 +491,7 @@ impl Engine {
         match purpose {
             Purpose::Flow(flow) => self.link(flow).map(|link| (Request::Connect, link.remote)),
             Purpose::Association(_) => Some((Request::UdpAssociate, self.unspecified(proxy))),
+            Purpose::Names(stream) => self.streams.server(stream).map(|server| (Request::Connect, server)),
             Purpose::Pool => None,
         }
     }
@@ -492,10 +512,15 @@ impl Engine {
             }
             (Stage::Handshake { .. }, Purpose::Association(association)) => {
                 self.close_socket(socket, true);
-                self.association_denied(association, None, now);
+                self.association_denied(association, NoAssociation::TimedOut, now);
+            }
+            (Stage::Handshake { .. }, Purpose::Names(stream)) => {
+                self.stats.dials_failed += 1;
+                self.close_socket(socket, true);
+                self.stream_lost(stream, now);
             }
             (Stage::Handshake { .. }, Purpose::Pool) => self.close_socket(socket, true),
-            (Stage::Relay { .. } | Stage::Control, _) => {}
+            (Stage::Relay { .. } | Stage::Control | Stage::Names, _) => {}
         }
     }
 

@@ -8,19 +8,19 @@
 //! association can be had the app is told by ICMP (RFC 5508 REQ-8). An association ends after the idle time, when its control
 //! connection ends (RFC 1928 7), or, the least recently used first, when the table is full.
 
+use super::association::{Association, DNS_IDLE, NatKey, NoAssociation, State, Traffic, Waiting, Way};
 use super::dns::Leave;
-use super::inspect::{FlowInfo, FlowPhase, Outbound};
 use super::socket::{Purpose, Socket, Stage};
-use super::{Asker, Command, DatagramHeader, Egress, Engine, Output, SocketError, SocketId};
+use super::{Asker, Command, DatagramHeader, Egress, Engine, Output, SocketId};
 use crate::dns::Course;
 use crate::flow::FlowId;
 use crate::outbound::rule::Proto;
-use crate::outbound::socks5::{Failure, associate};
+use crate::outbound::socks5::associate;
 use crate::stack::Datagram;
-use crate::time::{Duration, Instant};
+use crate::time::Instant;
 use crate::wire::Endpoint;
 use crate::wire::icmp::Unreachable;
-use crate::wire::socks5::{Command as Request, Reply};
+use crate::wire::socks5::Command as Request;
 use core::net::SocketAddr;
 use std::collections::VecDeque;
 
@@ -28,84 +28,6 @@ use std::collections::VecDeque;
 const QUEUE_LEN: usize = 16;
 /// Octets of datagrams that wait in all.
 const QUEUE_OCTETS: usize = 4 << 20;
-/// Idle time of an association that only asked names and has its answers (RFC 4787 REQ-5 lets port 53 be shorter).
-const DNS_IDLE: Duration = Duration::from_secs(5);
-
-/// Which way an association leads.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) enum Way {
-    Proxy,
-    Direct,
-}
-
-/// One association to a local endpoint and way.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub(super) struct NatKey {
-    local: Endpoint,
-    way: Way,
-    /// Family of the socket: of the targets where it is not connected to a relay, and names may be asked of a server of the other one.
-    v6: bool,
-}
-
-impl NatKey {
-    fn new(local: Endpoint, way: Way, target: Endpoint) -> NatKey {
-        let v6 = match way {
-            Way::Proxy => local.addr.is_ipv6(),
-            Way::Direct => target.addr.is_ipv6(),
-        };
-        NatKey { local, way, v6 }
-    }
-}
-
-#[derive(Debug)]
-struct Waiting {
-    /// Whom the app addressed.
-    asked: Endpoint,
-    /// Where it goes.
-    target: Endpoint,
-    octets: Vec<u8>,
-}
-
-/// A local endpoint's way out.
-#[derive(Debug)]
-pub(super) struct Association {
-    state: State,
-    last_used: Instant,
-    /// Queries without their answers while only port 53 was addressed; `None` once another port was.
-    names_asked: Option<u32>,
-    /// It belongs to the local proxy, whose way is not a matter of rules.
-    outside: bool,
-    /// Where its first datagram went, until the first answer.
-    unheard: Option<Endpoint>,
-    /// Where the app believes that its names are asked, when `--dns-server` sends them elsewhere.
-    asked_of: Option<Endpoint>,
-    /// For reports.
-    traffic: Traffic,
-}
-
-/// What an association has carried.
-#[derive(Clone, Copy, Debug)]
-struct Traffic {
-    opened: Instant,
-    /// Whom the app addressed last.
-    remote: Endpoint,
-    /// Octets of data from the app, and to it.
-    upload_octets: u64,
-    download_octets: u64,
-}
-
-#[derive(Debug)]
-enum State {
-    /// The driver is looking for the owner of the app's socket.
-    Identifying { queue: VecDeque<Waiting> },
-    /// The proxy was asked.
-    Asking { control: SocketId, queue: VecDeque<Waiting> },
-    /// The driver is opening the UDP socket.
-    Opening { control: Option<SocketId>, socket: SocketId, queue: VecDeque<Waiting> },
-    /// Datagrams go to and fro.
-    Open { control: Option<SocketId>, socket: SocketId },
-}
-
 impl Engine {
     /// A datagram of an app, straight out of a packet.
     pub(super) fn datagram_from_app<'p>(
@@ -118,7 +40,7 @@ impl Engine {
         if self.stopping {
             return Output::None;
         }
-        let (way, target) = match self.datagram_route(remote) {
+        let (way, target) = match self.datagram_route(remote, payload, now) {
             Leave::By(way, target) => (way, target),
             Leave::Refused => {
                 self.stack.refuse_datagram(local, remote, payload, Unreachable::Port, now);
@@ -131,6 +53,10 @@ impl Engine {
             }
         };
         self.stats.datagrams_out += 1;
+        if way == Way::Names && !self.identify {
+            self.ask_by_stream(local, remote, target, payload, now);
+            return Output::None;
+        }
         let key = NatKey::new(local, way, target);
         let Some((id, outside)) = self.find_association(key, remote) else {
             return self.first_datagram(key, remote, target, payload, now);
@@ -149,6 +75,10 @@ impl Engine {
         };
         let open = match &mut association.state {
             State::Open { control, socket } => Some((*socket, control.is_some())),
+            State::Names => {
+                self.ask_by_stream(local, remote, target, payload, now);
+                return Output::None;
+            }
             State::Identifying { queue } | State::Asking { queue, .. } | State::Opening { queue, .. } => {
                 if queue.len() >= QUEUE_LEN || self.nat_queued + payload.len() > QUEUE_OCTETS {
                     self.stats.datagrams_dropped += 1;
@@ -189,7 +119,7 @@ impl Engine {
         payload: &[u8],
         now: Instant,
     ) {
-        if self.is_name(asked) {
+        if self.is_name(asked) && way != Way::Names {
             let course = Course { local, asked, server: target, carrier: way.carrier() };
             self.dns.handle_query(course, payload, now);
         }
@@ -208,7 +138,8 @@ impl Engine {
             self.stats.refused += 1;
             return Output::None;
         }
-        if !self.guard.may_send(target, now) {
+        let streams = key.way == Way::Names;
+        if !streams && !self.guard.may_send(target, now) {
             self.loop_seen("senders of datagrams", super::guard::UNANSWERED_LIMIT, now);
             self.stack.refuse_datagram(key.local, asked, payload, Unreachable::Prohibited, now);
             self.stats.refused += 1;
@@ -227,7 +158,7 @@ impl Engine {
             last_used: now,
             names_asked: asks_names.then_some(1),
             outside: false,
-            unheard: Some(target),
+            unheard: (!streams).then_some(target),
             asked_of: (asked != target).then_some(asked),
             traffic: Traffic {
                 opened: now,
@@ -237,7 +168,9 @@ impl Engine {
             },
         };
         let Ok(id) = self.nat.insert(key, association) else {
-            self.guard.heard(target);
+            if !streams {
+                self.guard.heard(target);
+            }
             self.stats.datagrams_dropped += 1;
             return Output::None;
         };
@@ -245,7 +178,7 @@ impl Engine {
         self.nat_order.touch(id.index());
         let look = if asks_names { DNS_IDLE.min(self.config.udp_idle) } else { self.config.udp_idle };
         self.nat_timers.set(id.index(), now + look);
-        if self.identify && key.way == Way::Proxy {
+        if self.identify && key.way != Way::Direct {
             let asker = Asker::Udp(id);
             self.commands.push_back(Command::Identify {
                 asker,
@@ -302,50 +235,11 @@ impl Engine {
         }
     }
 
-    /// The association at a slab index, for reports.
-    pub(super) fn association_at(&self, index: u32) -> Option<FlowInfo> {
-        let id = self.nat.id_at(index)?;
-        let (key, association) = (self.nat.key(id)?, self.nat.get(id)?);
-        let (phase, control) = match association.state {
-            State::Identifying { .. } => (FlowPhase::Identifying, None),
-            State::Asking { control, .. } => (FlowPhase::Opening, Some(control)),
-            State::Opening { control, .. } => (FlowPhase::Opening, control),
-            State::Open { control, .. } => (FlowPhase::Relaying, control),
-        };
-        let via = control.and_then(|control| self.sockets.tcp(control)).map(|tcp| tcp.via);
-        let outbound = match key.way {
-            Way::Direct => Outbound::Direct,
-            Way::Proxy => self.outbound(via),
-        };
-        let Traffic { opened, remote, upload_octets, download_octets } = association.traffic;
-        Some(FlowInfo {
-            proto: Proto::Udp,
-            local: key.local,
-            remote,
-            outbound,
-            phase,
-            tcp: None,
-            upload_octets,
-            download_octets,
-            opened,
-            last_active: association.last_used,
-        })
-    }
-
-    /// Where a walk by [`Engine::association_at`] ends.
-    pub(super) fn association_slots(&self) -> u32 {
-        self.nat.slots()
-    }
-
-    /// How many associations there may be.
-    pub(super) fn association_capacity(&self) -> usize {
-        self.nat.capacity()
-    }
-
     pub(super) fn open_association(&mut self, id: FlowId, now: Instant) {
         let Some(way) = self.nat.key(id).map(|key| key.way) else { return };
         match way {
             Way::Direct => self.open_udp(id, None, None, Egress::Direct),
+            Way::Names => self.open_names(id, now),
             Way::Proxy => match self.pool.choose(0, now) {
                 Some(proxy) => {
                     let target = self.unspecified(proxy);
@@ -353,8 +247,20 @@ impl Engine {
                         self.dial_proxy(Purpose::Association(id), proxy, Request::UdpAssociate, target, now);
                     self.asking(id, control);
                 }
-                None => self.association_denied(id, None, now),
+                None => self.association_denied(id, NoAssociation::Unreachable, now),
             },
+        }
+    }
+
+    /// What waits goes over TCP, and what comes later.
+    fn open_names(&mut self, id: FlowId, now: Instant) {
+        let Some(local) = self.nat.key(id).map(|key| key.local) else { return };
+        let Some(association) = self.nat.get_mut(id) else { return };
+        let queue = association.take_queue();
+        association.state = State::Names;
+        for Waiting { asked, target, octets } in queue {
+            self.nat_queued = self.nat_queued.saturating_sub(octets.len());
+            self.ask_by_stream(local, asked, target, &octets, now);
         }
     }
 
@@ -394,7 +300,7 @@ impl Engine {
             Some(relay) => self.open_udp(id, Some(control), Some(relay), Egress::Proxy),
             None => {
                 log::warn!("the proxy granted UDP ASSOCIATE without naming a usable relay");
-                self.association_denied(id, None, now);
+                self.association_denied(id, NoAssociation::NoRelay, now);
             }
         }
     }
@@ -465,6 +371,9 @@ impl Engine {
         let asked_of = association.asked_of;
         if self.is_name_server(remote) {
             let answered = self.dns.handle_answer(local, remote, payload, now);
+            if answered.is_some() && control.is_some() && self.pool.names_answered(now) {
+                log::info!("names are asked by datagrams through the proxy again");
+            }
             // One that comes late, or twice, comes from whom the app asked last.
             remote = answered.map(|answered| answered.asked).or(asked_of).unwrap_or(remote);
             if let Some(association) = self.nat.get_mut(id) {
@@ -473,110 +382,6 @@ impl Engine {
         }
         self.nat_order.touch(id.index());
         self.stack.send_datagram(remote, local, payload, now)
-    }
-
-    /// The association's timer: over when it was idle all the while.
-    pub(super) fn association_idle(&mut self, id: FlowId, now: Instant) {
-        let Some(association) = self.nat.get(id) else { return };
-        let idle = if association.names_asked == Some(0) {
-            DNS_IDLE.min(self.config.udp_idle)
-        } else {
-            self.config.udp_idle
-        };
-        let deadline = association.last_used + idle;
-        if deadline > now {
-            // Looked at again when a mapping that only asked names could be over.
-            let look =
-                if association.names_asked.is_some() { deadline.min(now + DNS_IDLE) } else { deadline };
-            self.nat_timers.set(id.index(), look);
-        } else {
-            self.remove_association(id);
-        }
-    }
-
-    /// No association can be had: every datagram that waits is answered with ICMP.
-    pub(super) fn association_denied(&mut self, id: FlowId, failure: Option<Failure>, now: Instant) {
-        if failure == Some(Failure::Refused(Reply::CommandNotSupported)) {
-            self.pool.udp_refused(now);
-            log::warn!(
-                "the proxy does not carry UDP (UDP ASSOCIATE refused): datagrams are answered with ICMP unreachable"
-            );
-        }
-        let Some(local) = self.nat.key(id).map(|key| key.local) else { return };
-        if let Some(association) = self.nat.get_mut(id) {
-            for Waiting { asked, octets, .. } in association.take_queue() {
-                self.nat_queued = self.nat_queued.saturating_sub(octets.len());
-                self.stack.refuse_datagram(local, asked, &octets, Unreachable::Prohibited, now);
-                self.stats.refused += 1;
-            }
-        }
-        self.remove_association(id);
-    }
-
-    /// The UDP socket of an association failed. An ICMP error for one datagram is not the end of the mapping (RFC 4787 REQ-12); a socket that
-    /// could not be opened is.
-    pub(super) fn association_socket_failed(&mut self, id: FlowId, error: SocketError, now: Instant) {
-        let Some(association) = self.nat.get(id) else { return };
-        match association.state {
-            State::Opening { .. } => self.association_denied(id, None, now),
-            State::Identifying { .. } | State::Asking { .. } | State::Open { .. } => {
-                log::debug!("UDP socket: {error:?}")
-            }
-        }
-    }
-
-    /// Ends an association with everything that belongs to it.
-    pub(super) fn remove_association(&mut self, id: FlowId) {
-        let Some((_, association)) = self.nat.remove(id) else { return };
-        self.nat_timers.cancel(id.index());
-        self.nat_order.remove(id.index());
-        self.forget(&association);
-        for socket in association.sockets() {
-            self.close_socket(socket, false);
-        }
-    }
-
-    /// What the engine's totals count of an association that is gone.
-    fn forget(&mut self, association: &Association) {
-        if let Some(first) = association.unheard {
-            self.guard.heard(first);
-        }
-        let queue = match &association.state {
-            State::Identifying { queue } | State::Asking { queue, .. } | State::Opening { queue, .. } => {
-                queue
-            }
-            State::Open { .. } => return,
-        };
-        let octets: usize = queue.iter().map(|waiting| waiting.octets.len()).sum();
-        self.nat_queued = self.nat_queued.saturating_sub(octets);
-    }
-}
-
-impl Association {
-    /// Whether datagrams go to and fro.
-    pub(super) fn is_open(&self) -> bool {
-        matches!(self.state, State::Open { .. })
-    }
-
-    /// What it holds of the driver's, the UDP socket first.
-    pub(super) fn sockets(&self) -> impl Iterator<Item = SocketId> + use<> {
-        let (control, socket) = match self.state {
-            State::Identifying { .. } => (None, None),
-            State::Asking { control, .. } => (Some(control), None),
-            State::Opening { control, socket, .. } | State::Open { control, socket } => {
-                (control, Some(socket))
-            }
-        };
-        [socket, control].into_iter().flatten()
-    }
-
-    fn take_queue(&mut self) -> VecDeque<Waiting> {
-        match &mut self.state {
-            State::Identifying { queue } | State::Asking { queue, .. } | State::Opening { queue, .. } => {
-                core::mem::take(queue)
-            }
-            State::Open { .. } => VecDeque::new(),
-        }
     }
 }
 

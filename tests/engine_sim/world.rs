@@ -102,6 +102,8 @@ pub struct World {
     pub udp: Vec<SocketId>,
     /// Answers to `Identify`.
     pub local_proxy: bool,
+    /// The TUN takes no packets.
+    pub tun_blocked: bool,
     wire: Wire,
     interface: Interface,
     pub app: SocketSet<'static>,
@@ -131,6 +133,7 @@ impl World {
             dialled: VecDeque::new(),
             udp: Vec::new(),
             local_proxy: false,
+            tun_blocked: false,
             wire,
             interface,
             app: SocketSet::new(Vec::new()),
@@ -270,7 +273,9 @@ impl World {
             moved = true;
             self.obey(command);
         }
-        while let Some(packet) = self.engine.poll_transmit(self.now) {
+        while !self.tun_blocked
+            && let Some(packet) = self.engine.poll_transmit(self.now)
+        {
             moved = true;
             let octets = [packet.header, packet.payload[0], packet.payload[1]].concat();
             self.wire.to_app.push_back(octets);

@@ -30,7 +30,6 @@ use crate::rng::{KeyedHash, Rng};
 use crate::time::{Duration, Instant};
 use crate::wire::Endpoint;
 use std::collections::VecDeque;
-use stream::Stream;
 use supply::{Connection, Server, find};
 
 /// How long a query is kept: what clients wait in all, rather than at once.
@@ -86,6 +85,9 @@ pub struct Answer<'a> {
     /// The message.
     pub message: &'a [u8],
 }
+
+/// Who takes datagrams for apps.
+pub type Apps<'a> = dyn FnMut(Answer<'_>) + 'a;
 
 /// Names a query: who asked whom what.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -155,8 +157,8 @@ impl Streams {
         course: Course,
         payload: &[u8],
         stats: &mut DnsStats,
+        answer: &mut Apps<'_>,
         now: Instant,
-        answer: &mut impl FnMut(Answer<'_>),
     ) {
         let Course { local, asked, server, .. } = course;
         stats.queries += 1;
@@ -180,6 +182,7 @@ impl Streams {
         };
         let inserted = if room { self.queries.insert(key, query).ok() } else { None };
         let Some(id) = inserted else {
+            self.retire(server);
             stats.evicted += 1;
             stats.servfails += 1;
             self.scratch.clear();
@@ -210,13 +213,7 @@ impl Streams {
     }
 
     /// A connection could not be opened, or has ended.
-    pub fn closed(
-        &mut self,
-        stream: StreamId,
-        stats: &mut DnsStats,
-        now: Instant,
-        answer: &mut impl FnMut(Answer<'_>),
-    ) {
+    pub fn closed(&mut self, stream: StreamId, stats: &mut DnsStats, answer: &mut Apps<'_>, now: Instant) {
         let Some(connection) = self.remove(stream) else { return };
         let Connection { server, open, stream, .. } = connection;
         let answered = stream.answered();
@@ -275,8 +272,8 @@ impl Streams {
         stream: StreamId,
         octets: usize,
         stats: &mut DnsStats,
+        answer: &mut Apps<'_>,
         now: Instant,
-        answer: &mut impl FnMut(Answer<'_>),
     ) {
         let Some(connection) = find(&mut self.connections, stream) else { return };
         connection.stream.received(octets);
@@ -291,7 +288,7 @@ impl Streams {
                 // Not DNS: nothing that follows can be trusted.
                 stats.malformed += 1;
                 self.effects.push_back(Effect::Close(stream));
-                return self.closed(stream, stats, now, answer);
+                return self.closed(stream, stats, answer, now);
             };
             let query = connection.stream.find(header.id);
             self.deliver(stream, query, header.id, &mut copy, stats, answer);
@@ -309,7 +306,7 @@ impl Streams {
         id: u16,
         message: &mut Vec<u8>,
         stats: &mut DnsStats,
-        answer: &mut impl FnMut(Answer<'_>),
+        answer: &mut Apps<'_>,
     ) {
         let found = query.and_then(|query| {
             let asked = self.queries.get(query)?;
@@ -338,12 +335,7 @@ impl Streams {
     }
 
     /// Runs the timers that are due.
-    pub fn handle_timeout(
-        &mut self,
-        stats: &mut DnsStats,
-        now: Instant,
-        answer: &mut impl FnMut(Answer<'_>),
-    ) {
+    pub fn handle_timeout(&mut self, stats: &mut DnsStats, answer: &mut Apps<'_>, now: Instant) {
         while let Some(index) = self.deadlines.pop(now) {
             let Some(id) = self.queries.id_at(index) else { continue };
             stats.timeouts += 1;
@@ -354,7 +346,7 @@ impl Streams {
             let Some(Some(connection)) = self.connections.get(index as usize) else { continue };
             let stream = StreamId { index, generation: connection.generation };
             self.effects.push_back(Effect::Close(stream));
-            self.closed(stream, stats, now, answer);
+            self.closed(stream, stats, answer, now);
         }
     }
 
@@ -410,7 +402,7 @@ impl Streams {
     // ---- within ----
 
     /// Ends a query with SERVFAIL.
-    fn fail(&mut self, id: FlowId, stats: &mut DnsStats, answer: &mut impl FnMut(Answer<'_>)) {
+    fn fail(&mut self, id: FlowId, stats: &mut DnsStats, answer: &mut Apps<'_>) {
         let Some((key, query)) = self.take(id) else { return };
         if let Some(connection) = query.stream.and_then(|stream| find(&mut self.connections, stream)) {
             connection.stream.forget(id);
@@ -426,5 +418,197 @@ impl Streams {
         self.deadlines.cancel(id.index());
         self.octets = self.octets.saturating_sub(query.message.len());
         Some((key, query))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Rng, SEED_LEN};
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    const CAPACITY: usize = 40;
+
+    fn course(n: u16) -> Course {
+        let end = |addr: &str, port| Endpoint::new(addr.parse().unwrap(), port);
+        let server = end(&format!("192.0.2.{}", n % 70), 53);
+        Course { local: end("198.18.0.1", 1_000 + n % 3), asked: server, server, carrier: Carrier::Tcp }
+    }
+
+    fn question(n: u16) -> Vec<u8> {
+        let [high, low] = n.to_be_bytes();
+        vec![0, low % 2, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 2, high, low, 0, 0, 1, 0, 1]
+    }
+
+    /// The far ends: connections, and the queries that were written to them.
+    #[derive(Default)]
+    struct Far {
+        opening: BTreeSet<u32>,
+        open: BTreeMap<u32, (StreamId, VecDeque<Vec<u8>>)>,
+        ids: BTreeMap<u32, StreamId>,
+    }
+
+    impl Far {
+        fn obey(&mut self, streams: &mut Streams, now: Instant) {
+            while let Some(effect) = streams.poll_effect() {
+                match effect {
+                    Effect::Open { stream, server } => {
+                        assert_eq!(streams.server(stream), Some(server));
+                        assert!(
+                            self.opening.insert(stream.index()) && !self.open.contains_key(&stream.index())
+                        );
+                        self.ids.insert(stream.index(), stream);
+                    }
+                    Effect::Write(stream) => {
+                        let Some((_, queries)) = self.open.get_mut(&stream.index()) else { continue };
+                        let mut octets = streams.output(stream).to_vec();
+                        streams.wrote(stream, octets.len(), now);
+                        while !octets.is_empty() {
+                            let len = usize::from(u16::from_be_bytes([octets[0], octets[1]]));
+                            queries.push_back(octets[2..2 + len].to_vec());
+                            octets.drain(..2 + len);
+                        }
+                    }
+                    Effect::Close(stream) => {
+                        assert_eq!(self.ids.remove(&stream.index()), Some(stream));
+                        self.opening.remove(&stream.index());
+                        self.open.remove(&stream.index());
+                    }
+                }
+            }
+            assert!(self.ids.len() <= 64, "connections are bounded");
+            assert_eq!(
+                self.ids.values().copied().collect::<Vec<_>>(),
+                streams.connections().collect::<Vec<_>>()
+            );
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Ask(u16),
+        Open(prop::sample::Index),
+        Answer(prop::sample::Index, bool),
+        Noise(prop::sample::Index, Vec<u8>),
+        End(prop::sample::Index),
+        Wait(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let index = any::<prop::sample::Index>;
+        prop_oneof![
+            5 => (0u16..300).prop_map(Step::Ask),
+            3 => index().prop_map(Step::Open),
+            4 => (index(), any::<bool>()).prop_map(|(at, last)| Step::Answer(at, last)),
+            1 => (index(), prop::collection::vec(any::<u8>(), 0..40)).prop_map(|(at, octets)| Step::Noise(at, octets)),
+            1 => index().prop_map(Step::End),
+            2 => (0u64..6_000).prop_map(Step::Wait),
+        ]
+    }
+
+    fn receive(
+        streams: &mut Streams,
+        stream: StreamId,
+        octets: &[u8],
+        stats: &mut DnsStats,
+        apps: &mut Apps<'_>,
+        now: Instant,
+    ) {
+        for octet in octets {
+            let Some(space) = streams.space(stream) else { return };
+            space[0] = *octet;
+            streams.received(stream, 1, stats, apps, now);
+        }
+    }
+
+    proptest! {
+        /// Z3, Z7: whatever servers and connections do, each query has exactly one end, within its time, and nothing is left.
+        #[test]
+        fn every_query_ends_once(steps in prop::collection::vec(step(), 0..250)) {
+            let mut streams = Streams::new(CAPACITY, &mut Rng::new([4; SEED_LEN]));
+            let mut stats = DnsStats::default();
+            let mut far = Far::default();
+            let mut now = Instant::from_millis(1_000);
+            // Queries without an end, by app, id, server and question; with the time when each was asked last.
+            let mut open: BTreeMap<(Endpoint, Endpoint, Vec<u8>), Instant> = BTreeMap::new();
+            for step in steps.into_iter().chain((0..8).map(|_| Step::Wait(5_000))) {
+                let mut ended: Vec<(Endpoint, Endpoint, Vec<u8>)> = Vec::new();
+                let mut apps = |answer: Answer<'_>| {
+                    let mut message = answer.message.to_vec();
+                    message[2..4].copy_from_slice(&[1, 0]);
+                    ended.push((answer.local, answer.asked, message));
+                };
+                let chosen = |far: &Far, at: prop::sample::Index| {
+                    let all: Vec<StreamId> = far.open.values().map(|(stream, _)| *stream).collect();
+                    (!all.is_empty()).then(|| all[at.index(all.len())])
+                };
+                match step {
+                    Step::Ask(n) => {
+                        let Course { local, asked, .. } = course(n);
+                        open.insert((local, asked, question(n)), now);
+                        streams.submit(course(n), &question(n), &mut stats, &mut apps, now);
+                    }
+                    Step::Open(at) => {
+                        let all: Vec<u32> = far.opening.iter().copied().collect();
+                        if !all.is_empty() {
+                            let index = all[at.index(all.len())];
+                            far.opening.remove(&index);
+                            far.open.insert(index, (far.ids[&index], VecDeque::new()));
+                            streams.opened(far.ids[&index], now);
+                        }
+                    }
+                    Step::Answer(at, last) => {
+                        if let Some(stream) = chosen(&far, at)
+                            && let Some((_, queries)) = far.open.get_mut(&stream.index())
+                            && let Some(mut message) = if last { queries.pop_back() } else { queries.pop_front() }
+                        {
+                            message[2] = 0x81;
+                            let octets = [&[0, message.len() as u8][..], &message].concat();
+                            receive(&mut streams, stream, &octets, &mut stats, &mut apps, now);
+                        }
+                    }
+                    Step::Noise(at, octets) => {
+                        if let Some(stream) = chosen(&far, at) {
+                            receive(&mut streams, stream, &octets, &mut stats, &mut apps, now);
+                        }
+                    }
+                    Step::End(at) => {
+                        let all: Vec<StreamId> = far.ids.values().copied().collect();
+                        if !all.is_empty() {
+                            let stream = all[at.index(all.len())];
+                            far.ids.remove(&stream.index());
+                            far.opening.remove(&stream.index());
+                            far.open.remove(&stream.index());
+                            streams.closed(stream, &mut stats, &mut apps, now);
+                        }
+                    }
+                    Step::Wait(millis) => {
+                        now = now + Duration::from_millis(millis);
+                        streams.handle_timeout(&mut stats, &mut apps, now);
+                        prop_assert!(streams.poll_timeout().is_none_or(|next| next > now));
+                    }
+                }
+                far.obey(&mut streams, now);
+                for end in ended {
+                    prop_assert!(open.remove(&end).is_some(), "an end for what is open: {end:?}");
+                }
+                prop_assert_eq!(streams.len(), open.len());
+                prop_assert!(streams.len() <= CAPACITY);
+                prop_assert!(open.values().all(|asked| now.since(*asked) < PATIENCE));
+                let ends = stats.answers + stats.servfails;
+                prop_assert_eq!(stats.queries - stats.repeated, ends + streams.len() as u64);
+                prop_assert_eq!(streams.octets(), 20 * streams.len());
+            }
+            // All that is left are connections on their way, which their own time-out ends.
+            prop_assert!(far.open.is_empty(), "idle connections are closed");
+            prop_assert!(streams.is_empty());
+            for stream in core::mem::take(&mut far.ids).into_values() {
+                streams.closed(stream, &mut stats, &mut |_| {}, now);
+            }
+            far.opening.clear();
+            far.obey(&mut streams, now);
+            prop_assert!(streams.servers.is_empty() && streams.poll_timeout().is_none());
+        }
     }
 }
