@@ -2,6 +2,7 @@
 
 use super::HostError;
 use super::change::Change;
+use super::dns::Check;
 use crate::config::HostPlanConfig;
 use crate::outbound::rule::Proto;
 use core::fmt;
@@ -33,6 +34,11 @@ impl Applied {
 
     /// What is missing.
     pub fn verify(&mut self) -> io::Result<Vec<Change>> {
+        match *self {}
+    }
+
+    /// The name servers.
+    pub fn dns_check(&mut self) -> Check {
         match *self {}
     }
 

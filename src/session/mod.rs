@@ -21,6 +21,7 @@ mod error;
 #[cfg(target_os = "linux")]
 pub mod exec;
 mod keeper;
+mod names;
 mod notify;
 mod outside;
 mod probe;

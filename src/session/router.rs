@@ -3,6 +3,7 @@
 use super::cleanup::{Cleanup, CleanupItem, CleanupReport, CleanupResult, Descriptors};
 use super::device::Machine;
 use super::keeper::Keeper;
+use super::names::Names;
 use super::outside::Asked;
 use super::setup::{self, binding, local_proxies, log_totals, owner, raise_limits, routed};
 use super::state::{Work, nested};
@@ -93,6 +94,9 @@ impl Router {
         let mut services: Vec<Box<dyn Service<Tun>>> = Vec::new();
         if tun.borrow_mut().backend().is_ok_and(|machine| machine.renewable()) {
             services.push(Box::new(Keeper::new(Rc::clone(tun), device, Rc::clone(lost), self.clock)));
+        }
+        if let Some(applied) = tun.borrow_mut().machine().applied() {
+            services.push(Box::new(Names::new(applied, self.clock)));
         }
         services
     }

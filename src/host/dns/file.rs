@@ -117,6 +117,14 @@ impl Place {
     ///
     /// The system refuses; then it can be tried again.
     pub(super) fn restore(&self) -> io::Result<Outcome> {
+        match self.restore_once() {
+            // Another one of our threads, which has no patience left, was quicker.
+            Err(error) if error.kind() == ErrorKind::NotFound => self.restore_once(),
+            result => result,
+        }
+    }
+
+    fn restore_once(&self) -> io::Result<Outcome> {
         let done = match self.whose_there()?.0 {
             Whose::Others => false,
             Whose::Ours(Ours { how: How::Written, was, .. }) => self.write_back(was).map(|()| true)?,

@@ -12,7 +12,7 @@
 use super::command::Programs;
 use super::file::{Place, nameservers};
 use super::text::Whose;
-use super::{Choice, Dns, Situation, Way, choose};
+use super::{Check, Choice, Dns, Situation, Way, choose};
 use crate::host::process::{first_process, in_first_network};
 use crate::host::{Outcome, RunDir, linux};
 use std::ffi::CString;
@@ -27,8 +27,10 @@ use std::time::Duration;
 
 /// The time that another program may take while a run starts.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// The same while flows wait for it, or a run ends.
+/// The same while flows wait for it, or a run ends: that has 3 s for everything.
 const SHORT_PATIENCE: Duration = Duration::from_secs(1);
+/// The same for resolvconf at the end of a run: it may have other programs to tell, and killed it would leave its file as it was.
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
 /// The end of the name of every record of ours in resolvconf.
 const RECORD: &str = ".ztun";
 /// Times that ours is put back before it is left to others.
@@ -363,25 +365,12 @@ fn restore_resolvconf(places: &Places, dns: &Dns) -> io::Result<Outcome> {
     if !there() {
         return Ok(Outcome::Already);
     }
-    let result = places.programs.run("resolvconf", &["-d", &record, "-f"], "", PATIENCE);
+    let result = places.programs.run("resolvconf", &["-d", &record, "-f"], "", LAST_PATIENCE);
     if !there() {
         return Ok(Outcome::Done);
     }
     let why = result.err().map_or("it is still there".to_owned(), |error| error.to_string());
     Err(io::Error::other(format!("cannot delete the record {record}: {why}; try `resolvconf -d {record}`")))
-}
-
-/// What a look at the machine's DNS has shown.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Check {
-    /// It is as it should be, or was never changed.
-    Kept,
-    /// Another program had replaced it. What that program wrote stands when the run has ended, and until then ours does.
-    PutBack,
-    /// It is missing, or empty, at this moment: another program may be at it. Look again in a second.
-    Unsettled,
-    /// It is left with what another program wrote, which does so again and again, or cannot be replaced.
-    LeftToOthers,
 }
 
 /// Keeps the machine's DNS as it was set, for as long as a run lasts.

@@ -31,7 +31,7 @@ mod machine;
 #[cfg(target_os = "linux")]
 mod text;
 #[cfg(target_os = "linux")]
-pub use machine::{Check, Places, Upkeep};
+pub use machine::{Places, Upkeep};
 #[cfg(target_os = "linux")]
 pub(super) use machine::{leftovers, observe, restore, set};
 
@@ -128,6 +128,19 @@ pub enum Choice {
     LeaveToOthers,
     /// Nothing: its name servers are reached through the tunnel as they are.
     LeaveAsIs,
+}
+
+/// What a look at the machine's DNS has shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Check {
+    /// It is as it should be, or was never changed.
+    Kept,
+    /// Another program had replaced it. What that program wrote stands when the run has ended, and until then ours does.
+    PutBack,
+    /// It is missing, or empty, at this moment: another program may be at it. Look again in a second.
+    Unsettled,
+    /// It is left with what another program wrote, which does so again and again, or cannot be replaced.
+    LeftToOthers,
 }
 
 /// What is to be done in this situation.
