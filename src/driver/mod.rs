@@ -16,6 +16,7 @@
 //! A TUN that takes no packet keeps the one that it refused; nothing more is asked of the engine until it is writable again.
 
 pub mod clock;
+mod health;
 pub mod limits;
 pub mod peer;
 mod service;
@@ -27,6 +28,7 @@ mod transfer;
 mod wakeup;
 
 pub use clock::Clock;
+pub use health::QUESTION;
 pub use service::{Scene, Service, SocketView, Tokens};
 pub use signals::{Signals, Waiter, Woken};
 pub use socket::EgressBinding;

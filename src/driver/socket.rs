@@ -127,10 +127,10 @@ pub(super) fn abort(stream: TcpStream) {
 }
 
 /// A `socket2::Socket` over a descriptor that someone else owns and closes.
-struct BorrowedSocket(std::mem::ManuallyDrop<Socket>);
+pub(super) struct BorrowedSocket(pub(super) std::mem::ManuallyDrop<Socket>);
 
 impl BorrowedSocket {
-    fn new(owner: &impl AsRawFd) -> BorrowedSocket {
+    pub(super) fn new(owner: &impl AsRawFd) -> BorrowedSocket {
         // SAFETY: the descriptor is open for as long as `owner` is borrowed by the caller, and `ManuallyDrop` never closes it.
         BorrowedSocket(std::mem::ManuallyDrop::new(unsafe { Socket::from_raw_fd(owner.as_raw_fd()) }))
     }
@@ -141,9 +141,10 @@ pub(super) fn classify(error: &io::Error) -> SocketError {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => SocketError::Refused,
         Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED) => SocketError::Reset,
-        Some(libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT) => {
-            SocketError::Network
-        }
+        // ENODEV: the interface that the socket is bound to has gone.
+        Some(
+            libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT | libc::ENODEV,
+        ) => SocketError::Network,
         Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => SocketError::Host,
         Some(libc::ETIMEDOUT) => SocketError::TimedOut,
         Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EAGAIN) => {

@@ -58,6 +58,14 @@ impl Engine {
         self.network == Network::Gone
     }
 
+    /// Whether a socket can be replaced by another, and no app notices: nothing of a flow has gone through it.
+    pub fn is_replaceable(&self, socket: SocketId) -> bool {
+        match self.sockets.tcp(socket).map(|tcp| &tcp.stage) {
+            Some(Stage::Dialling | Stage::Held | Stage::Handshake { .. } | Stage::Warm { .. }) => true,
+            Some(Stage::Relay { .. } | Stage::Control) | None => false,
+        }
+    }
+
     /// There is no way out of the machine from here on.
     pub fn pause(&mut self) {
         self.network = Network::Gone;

@@ -4,12 +4,16 @@
 //! a proxy of the user's, the embedded one runs in a process of its own, and ends with this one.
 
 use super::setup::{build, engine, log_totals, machine, proxies, raise_limits};
-use super::{RunError, probe};
+use super::{RunError, network, probe};
 use crate::config::{Config, Credentials, Proxy};
-use crate::driver::{Clock, DRAIN_PATIENCE, EgressBinding, Exit, Parts, STOP_PATIENCE, Signals, limits};
+use crate::driver::{
+    Clock, DRAIN_PATIENCE, EgressBinding, Exit, Parts, STOP_PATIENCE, Service, Signals, limits,
+};
 use crate::host::HostError;
+use crate::host::change::PROTOCOL;
 use crate::host::netns::{self, Inside};
 use crate::host::process::{Child, end_on_signals, fork, has_terminal, ignore_terminal_signals};
+use crate::monitor::Own;
 use crate::proxy::{ProxyConfig, Server};
 use crate::time::Duration;
 use crate::tun::{OpenError, Tun};
@@ -96,7 +100,14 @@ pub(crate) fn in_namespace(
         .map_err(machine("cannot take over the signals", "raise the limit on open files (`ulimit -n`)"))?;
     let descriptors = machine("cannot watch the command", "raise the limit on open files (`ulimit -n`)");
     let device = Tun::from_fd(waiting.device.try_clone().map_err(descriptors)?, host.mtu)?;
-    let engine = engine(config, &device, false)?;
+    let mut engine = engine(config, &device, false)?;
+    let clock = Clock::new();
+    // Nothing on this machine is ztun's: the command's network is another.
+    let own = Own { device: String::new(), protocol: PROTOCOL };
+    let mut services: Vec<Box<dyn Service<Tun>>> = Vec::new();
+    if let Some(network) = network::follow(own, None, None, &mut engine, clock.now()) {
+        services.push(Box::new(network));
+    }
     let mut child = waiting.go().map_err(machine("the command's process has gone", "run it again"))?;
     let watch =
         child.pidfd().map_err(machine("cannot watch the command", "a kernel from 5.3 on is needed"))?;
@@ -106,9 +117,9 @@ pub(crate) fn in_namespace(
         binding: EgressBinding::default(),
         owner: None,
         watch: Some(watch),
-        services: Vec::new(),
+        services,
     };
-    let mut driver = build(parts, signals, Clock::new())?;
+    let mut driver = build(parts, signals, clock)?;
     log::info!("ready: the command's only way out is {}, to socks5 {}", host.tun, proxies(config));
     let exit = driver.run().map_err(RunError::Loop)?;
     log_totals(driver.engine());

@@ -9,7 +9,7 @@
 //! the proxy's processes are looked for if it is on this machine, the device is opened and the machine changed (`device`, journalled by `host`), and
 //! the loop built (`setup`). `ready` is said when traffic flows.
 //!
-//! **While it runs** the `keeper` makes a device anew that somebody has deleted; flows are kept.
+//! **While it runs** the `keeper` makes a device anew that somebody has deleted; flows are kept. `network` follows the machine's network.
 //!
 //! **Stop.** In this order: nobody new is listened to, UDP associations end, TCP flows get FIN and then RST, sockets are closed, the changes to the machine
 //! are undone, the latest first, and the device goes; then it is verified that nothing is left (`cleanup`). A step that fails does not
@@ -22,6 +22,7 @@ mod error;
 pub mod exec;
 mod keeper;
 mod names;
+mod network;
 mod notify;
 mod outside;
 mod probe;

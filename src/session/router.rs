@@ -8,12 +8,15 @@ use super::outside::Asked;
 use super::setup::{self, binding, local_proxies, log_totals, owner, raise_limits, routed};
 use super::state::{Work, nested};
 use super::watchdog;
-use super::{Ended, RunError, notify, probe, replace};
+use super::{Ended, RunError, network, notify, probe, replace};
 use crate::config::Config;
 use crate::driver::{Clock, Driver, Exit, Parts, Service, Signals, Waiter};
+use crate::engine::Engine;
+use crate::host::change::PROTOCOL;
+use crate::monitor::Own;
 use crate::time::{Duration, Instant};
-use crate::tun::Tun;
 use crate::tun::lifecycle::{LifecycleError, ManagedTun, Options};
+use crate::tun::{Device, Tun};
 use std::cell::RefCell;
 use std::io;
 use std::net::TcpListener;
@@ -74,9 +77,9 @@ impl Router {
         }
         let locals = setup::told_by_flow(config, locals);
         let identify = !locals.borrow().is_empty();
-        let engine = setup::engine(config, &device, identify)?;
+        let mut engine = setup::engine(config, &device, identify)?;
         let lost = Rc::new(RefCell::new(None));
-        let mut services = self.services(&tun, &device, &lost);
+        let mut services = self.services(&tun, &device, &lost, &mut engine);
         services.extend(outside.services(config, tun.borrow_mut().machine(), &locals, self.clock));
         let owner = Some(owner(&locals));
         let parts = Parts { device, engine, binding, owner, watch: None, services };
@@ -90,13 +93,20 @@ impl Router {
         tun: &Rc<RefCell<ManagedTun<Machine>>>,
         device: &Tun,
         lost: &Rc<RefCell<Option<io::Error>>>,
+        engine: &mut Engine,
     ) -> Vec<Box<dyn Service<Tun>>> {
         let mut services: Vec<Box<dyn Service<Tun>>> = Vec::new();
         if tun.borrow_mut().backend().is_ok_and(|machine| machine.renewable()) {
             services.push(Box::new(Keeper::new(Rc::clone(tun), device, Rc::clone(lost), self.clock)));
         }
-        if let Some(applied) = tun.borrow_mut().machine().applied() {
-            services.push(Box::new(Names::new(applied, self.clock)));
+        let applied = tun.borrow_mut().machine().applied();
+        if let Some(applied) = &applied {
+            services.push(Box::new(Names::new(Rc::clone(applied), self.clock)));
+        }
+        let own = Own { device: device.name().to_owned(), protocol: PROTOCOL };
+        let interface = self.config.host.interface.clone();
+        if let Some(network) = network::follow(own, applied, interface, engine, self.clock.now()) {
+            services.push(Box::new(network));
         }
         services
     }

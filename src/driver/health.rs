@@ -1,0 +1,132 @@
+//! Whether a connection still gets through, as the kernel knows it; and the interface that it is to leave by.
+//!
+//! Nobody can tell by looking whether what is sent on a connection still arrives. So a connection in doubt is put to the question
+//! ([`Scene::question`]): while it is idle the kernel probes it (SO_KEEPALIVE, RFC 9293 3.8.4), a second apart, and ends it itself when no probe is
+//! answered; while it has something to send, what matters is whether any acknowledgement has come since. A living connection answers and
+//! notices nothing, however slow it is and however small its window.
+
+use super::socket::BorrowedSocket;
+use super::{Io, Scene};
+use crate::engine::SocketId;
+use crate::time::Duration;
+use socket2::TcpKeepalive;
+use std::io;
+use std::num::NonZeroU32;
+use std::os::fd::AsRawFd;
+
+/// The pause before a probe.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// Probes without an answer after which the kernel ends a connection.
+const PROBES: u32 = 8;
+/// When a question is answered, either way: a little later than the last probe.
+pub const QUESTION: Duration = Duration::from_secs(10);
+
+impl<D> Scene<'_, D> {
+    /// Asks whether a TCP connection still gets through. After [`QUESTION`], [`Scene::answer`] tells; one that was idle has failed by itself
+    /// then, as connections do.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn question(&self, socket: SocketId) -> io::Result<()> {
+        let Some(stream) = self.stream(socket) else { return Ok(()) };
+        let keepalive = TcpKeepalive::new().with_time(PROBE_EVERY).with_interval(PROBE_EVERY);
+        stream.0.set_tcp_keepalive(&keepalive.with_retries(PROBES))
+    }
+
+    /// The answer to a question that was asked `ago`: `false` when something was sent and nothing was acknowledged since. Ends the question.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn answer(&self, socket: SocketId, ago: Duration) -> io::Result<bool> {
+        let Some(stream) = self.stream(socket) else { return Ok(true) };
+        stream.0.set_keepalive(false)?;
+        heard_of(&stream, ago)
+    }
+
+    /// Has a connected socket leave by this interface only, or by the one that the routes say.
+    ///
+    /// # Errors
+    ///
+    /// The system's; EPERM without CAP_NET_RAW when it is bound to another already.
+    pub fn pin(&self, socket: SocketId, interface: Option<NonZeroU32>) -> io::Result<()> {
+        let Some(os_socket) = self.os_socket(socket) else { return Ok(()) };
+        let (borrowed, v6) = match &os_socket.io {
+            Io::Tcp { stream, .. } => (BorrowedSocket::new(stream), stream.local_addr()?.is_ipv6()),
+            Io::Udp(udp) => (BorrowedSocket::new(udp), udp.local_addr()?.is_ipv6()),
+        };
+        bind_to(&borrowed, interface, v6)
+    }
+
+    fn os_socket(&self, id: SocketId) -> Option<&super::OsSocket> {
+        self.sockets.get(id.index() as usize)?.as_ref().filter(|socket| socket.id == id)
+    }
+
+    fn stream(&self, id: SocketId) -> Option<BorrowedSocket> {
+        match &self.os_socket(id)?.io {
+            Io::Tcp { stream, .. } => Some(BorrowedSocket::new(stream)),
+            Io::Udp(_) => None,
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn bind_to(socket: &BorrowedSocket, interface: Option<NonZeroU32>, v6: bool) -> io::Result<()> {
+    match v6 {
+        true => socket.0.bind_device_by_index_v6(interface),
+        false => socket.0.bind_device_by_index_v4(interface),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn bind_to(_: &BorrowedSocket, _: Option<NonZeroU32>, _: bool) -> io::Result<()> {
+    Ok(())
+}
+
+/// Whether nothing waits for an acknowledgement, or one came within `ago` (TCP_INFO).
+#[cfg(target_os = "linux")]
+fn heard_of(socket: &BorrowedSocket, ago: Duration) -> io::Result<bool> {
+    // SAFETY: the struct is plain numbers, for which zeros are a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    // The struct has a few hundred octets.
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    // SAFETY: both pointers are to live, writable values of the types that the call expects, and the length is that of the struct.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.0.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let heard = Duration::from_millis(info.tcpi_last_ack_recv.into()) < ago;
+    Ok(info.tcpi_unacked == 0 || heard)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn heard_of(_: &BorrowedSocket, _: Duration) -> io::Result<bool> {
+    Ok(true)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn a_connection_that_is_acknowledged_was_heard_of() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let mut stream = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
+        stream.write_all(b"x").expect("write");
+        let borrowed = BorrowedSocket::new(&stream);
+        assert!(heard_of(&borrowed, Duration::from_secs(60)).expect("TCP_INFO"));
+        // Nothing waits on loopback, where the acknowledgement comes within the call.
+        assert!(heard_of(&borrowed, Duration::ZERO).expect("TCP_INFO"));
+    }
+}
