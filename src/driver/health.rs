@@ -1,9 +1,15 @@
 //! Whether a connection still gets through, as the kernel knows it; and the interface that it is to leave by.
 //!
 //! Nobody can tell by looking whether what is sent on a connection still arrives. So a connection in doubt is put to the question
-//! ([`Scene::question`]): while it is idle the kernel probes it (SO_KEEPALIVE, RFC 9293 3.8.4), a second apart, and ends it itself when no probe is
-//! answered; while it has something to send, what matters is whether any acknowledgement has come since. A living connection answers and
-//! notices nothing, however slow it is and however small its window.
+//! ([`Scene::question`]). A living one answers and notices nothing, however slow it is and however small its window:
+//!
+//! - While nothing waits for an acknowledgement the kernel probes it (SO_KEEPALIVE, RFC 9293 3.8.4), a second apart, and ends it itself when nothing
+//!   at all has come for [`PROBES`] of them.
+//! - While something does it is sent again and again, further apart each time (RFC 6298 5.5): [`Scene::is_stuck`] tells when that has been in
+//!   vain too often.
+//!
+//! The way there may be cut and the way back not. Then the peer, which sees no acknowledgement of ours, sends again what has long come, and the kernel
+//! takes that for a sign of life. But the peer's pauses double too, so that one of them is long enough for the probes within [`QUESTION`].
 
 use super::socket::BorrowedSocket;
 use super::{Io, Scene};
@@ -18,12 +24,13 @@ use std::os::fd::AsRawFd;
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Probes without an answer after which the kernel ends a connection.
 const PROBES: u32 = 8;
-/// When a question is answered, either way: a little later than the last probe.
-pub const QUESTION: Duration = Duration::from_secs(10);
+/// Times that the same octets were sent again in vain: 6 s of silence where the round trip is short, a minute where it takes two seconds.
+const STUCK: u8 = 5;
+/// How long a question takes at most: the peer's pause that begins before 15 s is long enough for the probes, and over before this.
+pub const QUESTION: Duration = Duration::from_secs(30);
 
 impl<D> Scene<'_, D> {
-    /// Asks whether a TCP connection still gets through. After [`QUESTION`], [`Scene::answer`] tells; one that was idle has failed by itself
-    /// then, as connections do.
+    /// Asks whether a TCP connection still gets through. One that does not fails by itself, as connections do, or is stuck ([`Scene::is_stuck`]).
     ///
     /// # Errors
     ///
@@ -34,15 +41,22 @@ impl<D> Scene<'_, D> {
         stream.0.set_tcp_keepalive(&keepalive.with_retries(PROBES))
     }
 
-    /// The answer to a question that was asked `ago`: `false` when something was sent and nothing was acknowledged since. Ends the question.
+    /// Ends the question.
     ///
     /// # Errors
     ///
     /// The system's.
-    pub fn answer(&self, socket: SocketId, ago: Duration) -> io::Result<bool> {
-        let Some(stream) = self.stream(socket) else { return Ok(true) };
-        stream.0.set_keepalive(false)?;
-        heard_of(&stream, ago)
+    pub fn acquit(&self, socket: SocketId) -> io::Result<()> {
+        self.stream(socket).map_or(Ok(()), |stream| stream.0.set_keepalive(false))
+    }
+
+    /// Whether what was sent on a TCP connection is sent again and again in vain.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn is_stuck(&self, socket: SocketId) -> io::Result<bool> {
+        self.stream(socket).map_or(Ok(false), |stream| is_stuck(&stream))
     }
 
     /// Has a connected socket leave by this interface only, or by the one that the routes say.
@@ -84,9 +98,9 @@ fn bind_to(_: &BorrowedSocket, _: Option<NonZeroU32>, _: bool) -> io::Result<()>
     Ok(())
 }
 
-/// Whether nothing waits for an acknowledgement, or one came within `ago` (TCP_INFO).
+/// Asks for TCP_INFO.
 #[cfg(target_os = "linux")]
-fn heard_of(socket: &BorrowedSocket, ago: Duration) -> io::Result<bool> {
+fn is_stuck(socket: &BorrowedSocket) -> io::Result<bool> {
     // SAFETY: the struct is plain numbers, for which zeros are a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     // The struct has a few hundred octets.
@@ -104,13 +118,12 @@ fn heard_of(socket: &BorrowedSocket, ago: Duration) -> io::Result<bool> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    let heard = Duration::from_millis(info.tcpi_last_ack_recv.into()) < ago;
-    Ok(info.tcpi_unacked == 0 || heard)
+    Ok(info.tcpi_unacked > 0 && info.tcpi_retransmits >= STUCK)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn heard_of(_: &BorrowedSocket, _: Duration) -> io::Result<bool> {
-    Ok(true)
+fn is_stuck(_: &BorrowedSocket) -> io::Result<bool> {
+    Ok(false)
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -119,14 +132,12 @@ mod tests {
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
 
+    /// Its opposite is seen in `tests/netns/network.rs`.
     #[test]
-    fn a_connection_that_is_acknowledged_was_heard_of() {
+    fn a_connection_that_is_acknowledged_is_not_stuck() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let mut stream = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
         stream.write_all(b"x").expect("write");
-        let borrowed = BorrowedSocket::new(&stream);
-        assert!(heard_of(&borrowed, Duration::from_secs(60)).expect("TCP_INFO"));
-        // Nothing waits on loopback, where the acknowledgement comes within the call.
-        assert!(heard_of(&borrowed, Duration::ZERO).expect("TCP_INFO"));
+        assert!(!is_stuck(&BorrowedSocket::new(&stream)).expect("TCP_INFO"));
     }
 }

@@ -33,7 +33,7 @@ use crate::monitor::debounce::{Debounce, SleepWatch};
 use crate::monitor::{
     DefaultRoute, IfIndex, Monitor, NetworkState, Noticed, Own, Path, Question, SystemMonitor,
 };
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::tun::Device;
 use mio::event::Event;
 use mio::{Interest, Registry};
@@ -43,6 +43,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::rc::Rc;
+
+/// How often those who were put to the question are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The service. See the module's theory of operation.
 pub(super) struct NetworkService<M> {
@@ -58,8 +61,10 @@ pub(super) struct NetworkService<M> {
     gone: Option<Instant>,
     /// Connections that leave by the interface of their address, although the routes say another.
     pinned: BTreeMap<u64, IfIndex>,
-    /// Connections that are put to the question, and when that was.
-    questioned: Option<(Instant, Vec<SocketId>)>,
+    /// Connections that are put to the question.
+    questioned: Vec<SocketId>,
+    /// When they were asked, and when it is looked at next; `None` while there is no way out, when silence says nothing.
+    hearing: Option<Hearing>,
 }
 
 /// Follows the network of this machine, on which `own` are ztun's own things; nobody does where that cannot be done, which is said.
@@ -82,6 +87,12 @@ pub(super) fn follow(
             None
         }
     }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Hearing {
+    look: Instant,
+    end: Instant,
 }
 
 /// What becomes of a socket.
@@ -121,7 +132,8 @@ impl<M: Monitor> NetworkService<M> {
             state,
             gone: None,
             pinned: BTreeMap::new(),
-            questioned: None,
+            questioned: Vec::new(),
+            hearing: None,
         })
     }
 
@@ -287,37 +299,54 @@ impl<M: Monitor> NetworkService<M> {
         self.put_to_the_question(doubtful, scene, now);
     }
 
+    /// Puts these to the question, and those whose question was adjourned.
     fn put_to_the_question<D>(&mut self, doubtful: Vec<SocketId>, scene: &Scene<'_, D>, now: Instant) {
-        if doubtful.is_empty() {
+        let mut asked = doubtful;
+        if self.hearing.is_none() {
+            asked.append(&mut self.questioned);
+        }
+        if asked.is_empty() {
             return;
         }
-        log::debug!("{} connections are put to the question", doubtful.len());
-        for socket in &doubtful {
+        log::debug!("{} connections are put to the question", asked.len());
+        for socket in &asked {
             if let Err(error) = scene.question(*socket) {
                 log::debug!("a connection cannot be put to the question: {error}");
             }
         }
-        // Those who were asked before are asked again with the others: the network has changed since.
-        let mut sockets = self.questioned.take().map(|(_, sockets)| sockets).unwrap_or_default();
-        sockets.extend(doubtful);
-        sockets.sort_unstable_by_key(|socket| socket.to_bits());
-        sockets.dedup();
-        self.questioned = Some((now, sockets));
+        self.questioned.append(&mut asked);
+        self.questioned.sort_unstable_by_key(|socket| socket.to_bits());
+        self.questioned.dedup();
+        let look = self.hearing.map_or(now + LOOK_EVERY, |hearing| hearing.look);
+        self.hearing = Some(Hearing { look, end: now + QUESTION });
     }
 
-    /// Takes the answers of those who were put to the question.
-    fn take_answers<D>(&mut self, scene: &mut Scene<'_, D>, now: Instant) {
-        let Some((asked, sockets)) = self.questioned.take_if(|(asked, _)| *asked + QUESTION <= now) else {
-            return;
-        };
-        // While there is no way out silence says nothing. When there is one again all are judged anew.
-        let silent = |socket: &SocketId| !scene.answer(*socket, now.since(asked)).unwrap_or(true);
-        let dead: Vec<SocketId> = sockets.into_iter().filter(silent).collect();
-        if dead.is_empty() || self.gone.is_some() {
-            return;
+    /// Nobody is probed while there is no way out.
+    fn adjourn<D>(&mut self, scene: &Scene<'_, D>) {
+        self.hearing = None;
+        for socket in &self.questioned {
+            if let Err(error) = scene.acquit(*socket) {
+                log::debug!("SO_KEEPALIVE: {error}");
+            }
         }
-        let loss = scene.engine.handle_network_change(&dead, now);
-        log::info!("{} TCP flows do not get through on the new network and are reset", loss.flows);
+    }
+
+    /// Looks at those who were put to the question.
+    fn hear<D>(&mut self, scene: &mut Scene<'_, D>, now: Instant) {
+        let Some(Hearing { look, end }) = self.hearing.filter(|hearing| hearing.look <= now) else { return };
+        let stuck = |socket: &SocketId| scene.is_stuck(*socket).unwrap_or(false);
+        let dead: Vec<SocketId> = self.questioned.iter().copied().filter(stuck).collect();
+        self.questioned.retain(|socket| !dead.contains(socket));
+        if end <= now {
+            self.adjourn(scene);
+            self.questioned.clear();
+        } else {
+            self.hearing = Some(Hearing { look: look + LOOK_EVERY, end });
+        }
+        if !dead.is_empty() {
+            let loss = scene.engine.handle_network_change(&dead, now);
+            log::info!("{} TCP flows do not get through on the new network and are reset", loss.flows);
+        }
     }
 
     fn pause_or_resume<D>(&mut self, way_out: bool, scene: &mut Scene<'_, D>, now: Instant) {
@@ -325,6 +354,7 @@ impl<M: Monitor> NetworkService<M> {
             (false, None) => {
                 self.gone = Some(now);
                 scene.engine.pause();
+                self.adjourn(scene);
                 log::warn!("the network is gone: new connections wait for it, those that there are stay");
             }
             (true, Some(since)) => {
@@ -381,8 +411,8 @@ impl<M: Monitor, D: Device> Service<D> for NetworkService<M> {
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
-        let answers = self.questioned.as_ref().map(|(asked, _)| *asked + QUESTION);
-        [self.debounce.poll_timeout(), answers].into_iter().flatten().min()
+        let look = self.hearing.map(|hearing| hearing.look);
+        [self.debounce.poll_timeout(), look].into_iter().flatten().min()
     }
 
     fn handle_timeout(&mut self, scene: &mut Scene<'_, D>, now: Instant) {
@@ -391,7 +421,7 @@ impl<M: Monitor, D: Device> Service<D> for NetworkService<M> {
         if let Some(noticed) = self.debounce.poll(now) {
             self.look(noticed, scene, now);
         }
-        self.take_answers(scene, now);
+        self.hear(scene, now);
     }
 }
 
