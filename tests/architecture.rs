@@ -80,7 +80,7 @@ const CRATES: [(&str, &[&str]); 18] = [
 /// The rest of the netlink family and the oracle of the tests, known by name like those above.
 const MORE_CRATES: [(&str, &[&str]); 6] = [
     ("netlink_packet_sock_diag", &["host"]),
-    ("netlink_sys", &["netlink"]),
+    ("netlink_sys", &["netlink", "host"]),
     ("etherparse", &[]),
     ("smoltcp", &[]),
     ("proptest", &[]),

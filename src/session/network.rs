@@ -44,7 +44,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::rc::Rc;
 
-/// How often those who were put to the question are looked at.
+/// How often it is looked at those who were put to the question, and for a way out while there is none.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The service. See the module's theory of operation.
@@ -57,8 +57,8 @@ pub(super) struct NetworkService<M> {
     debounce: Debounce,
     sleep: SleepWatch,
     state: NetworkState,
-    /// Since when there is no way out.
-    gone: Option<Instant>,
+    /// Since when there is no way out, and when it is looked again: another proxy may have been chosen meanwhile, of which no event tells.
+    gone: Option<(Instant, Instant)>,
     /// Connections that leave by the interface of their address, although the routes say another.
     pinned: BTreeMap<u64, IfIndex>,
     /// Connections that are put to the question.
@@ -352,12 +352,12 @@ impl<M: Monitor> NetworkService<M> {
     fn pause_or_resume<D>(&mut self, way_out: bool, scene: &mut Scene<'_, D>, now: Instant) {
         match (way_out, self.gone) {
             (false, None) => {
-                self.gone = Some(now);
+                self.gone = Some((now, now + LOOK_EVERY));
                 scene.engine.pause();
                 self.adjourn(scene);
                 log::warn!("the network is gone: new connections wait for it, those that there are stay");
             }
-            (true, Some(since)) => {
+            (true, Some((since, _))) => {
                 self.gone = None;
                 let waiting = scene.engine.resume(now);
                 let seconds = now.since(since).as_secs();
@@ -412,7 +412,8 @@ impl<M: Monitor, D: Device> Service<D> for NetworkService<M> {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let look = self.hearing.map(|hearing| hearing.look);
-        [self.debounce.poll_timeout(), look].into_iter().flatten().min()
+        let again = self.gone.map(|(_, again)| again);
+        [self.debounce.poll_timeout(), look, again].into_iter().flatten().min()
     }
 
     fn handle_timeout(&mut self, scene: &mut Scene<'_, D>, now: Instant) {
@@ -420,6 +421,14 @@ impl<M: Monitor, D: Device> Service<D> for NetworkService<M> {
         self.take_news(now);
         if let Some(noticed) = self.debounce.poll(now) {
             self.look(noticed, scene, now);
+        }
+        if let Some((since, again)) = self.gone
+            && again <= now
+        {
+            self.gone = Some((since, now + LOOK_EVERY));
+            if self.way_out(scene) {
+                self.look(Noticed { routes: true, ..Noticed::NOTHING }, scene, now);
+            }
         }
         self.hear(scene, now);
     }
