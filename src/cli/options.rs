@@ -14,6 +14,7 @@ use std::path::PathBuf;
 pub(super) const EXAMPLES: &str =
     "  sudo ztun --socks5 127.0.0.1:1080               route this machine through a local proxy
   ztun exec --socks5 10.0.0.2:1080 -- curl URL    route one program, without root where the system allows it
+  sudo ztun doctor --socks5 127.0.0.1:1080        check the machine and the proxy first; nothing is changed
   ztun demo                                       see it work, without a proxy and without changing anything";
 
 /// What each exit status means.

@@ -410,3 +410,93 @@ pub fn open_files() -> io::Result<u64> {
     }
     Ok(limit.rlim_max)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::net::{TcpListener, TcpStream};
+
+    #[test]
+    fn loopback_is_seen_with_its_route_and_the_machines_rules() {
+        let interfaces = interfaces().unwrap();
+        let lo = interfaces.iter().find(|interface| interface.loopback).unwrap();
+        assert_eq!((lo.name.as_str(), lo.kind.as_deref()), ("lo", None));
+        let route = route_to(Ipv4Addr::LOCALHOST.into(), 0).unwrap();
+        assert_eq!((route.interface, route.own), (Some(lo.index), false));
+        assert!(addresses().unwrap().iter().all(|(index, _)| *index != lo.index));
+        let rules = rules(Family::V4).unwrap();
+        assert!(rules.iter().any(|rule| rule.preference == 32_766 && rule.all && rule.table == Some(254)));
+        assert!(rules.windows(2).all(|pair| pair[0].preference <= pair[1].preference));
+        sock_diag().unwrap();
+        assert!(routes().unwrap().iter().any(|route| route.destination.contains(Ipv4Addr::LOCALHOST.into())));
+    }
+
+    #[test]
+    fn what_a_rule_selects_is_read_from_its_message() {
+        let message = |attributes: &[RuleAttribute]| {
+            let mut message = RuleMessage::default();
+            message.header.action = RuleAction::ToTable;
+            message.attributes.extend_from_slice(attributes);
+            rule(Family::V4, &message)
+        };
+        let all = message(&[RuleAttribute::Priority(7), RuleAttribute::Table(9)]);
+        assert_eq!((all.preference, all.table, all.all, all.shortest), (7, Some(9), true, 0));
+        let marked = message(&[RuleAttribute::FwMark(1), RuleAttribute::FwMask(3)]);
+        assert_eq!((marked.all, marked.mark), (false, Some((1, 3))));
+        assert!(
+            message(&[RuleAttribute::FwMark(0), RuleAttribute::FwMask(0)]).all,
+            "that is what the kernel says of none"
+        );
+        assert_eq!(message(&[RuleAttribute::SuppressPrefixLen(0)]).shortest, 1);
+        assert_eq!(message(&[RuleAttribute::SuppressPrefixLen(u32::MAX)]).shortest, 0);
+        let vrf = message(&[RuleAttribute::L3MDev(true)]);
+        assert!(vrf.vrf && !vrf.all);
+        assert!(!message(&[RuleAttribute::Iifname("x".into())]).all);
+        let mut inverted = RuleMessage::default();
+        inverted.header.flags = RuleFlags::Invert;
+        assert!(!rule(Family::V4, &inverted).all);
+    }
+
+    #[test]
+    fn the_path_on_loopback_is_as_wide_as_loopback() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(path_mtu(&stream, Ipv4Addr::LOCALHOST.into()).unwrap() >= 1280);
+    }
+
+    /// L-14: a lock that a live process holds is seen without being taken, a file that nobody holds is a dead run's.
+    #[test]
+    fn live_runs_are_told_from_what_dead_ones_left() {
+        use super::super::journal::FileJournal;
+        use super::super::lock::Lock;
+        use super::super::run::Journal;
+        let dir = tempfile::tempdir().unwrap();
+        let run = RunDir::at(dir.path().join("run"));
+        assert_eq!(remains(&run).unwrap().live, []);
+        let lock = Lock::device(&run, "a0").unwrap();
+        FileJournal::new(&run, "a0").begin(1, &[]).unwrap();
+        FileJournal::new(&run, "b0").begin(1, &[]).unwrap();
+        let found = remains(&run).unwrap();
+        assert_eq!(found.live, [("a0".to_owned(), Some(std::process::id()))]);
+        assert_eq!(found.journals, ["b0"]);
+        assert!(!found.routed);
+        let routes = Lock::routes(&run).unwrap();
+        assert!(remains(&run).unwrap().routed);
+        drop((lock, routes));
+        assert_eq!(remains(&run).unwrap().journals, ["a0", "b0"]);
+    }
+
+    #[test]
+    fn the_inode_of_a_lock_is_the_last_number_of_its_field() {
+        assert_eq!(locked_inode("1: FLOCK  ADVISORY  WRITE 2463 00:19:1172 0 EOF"), Some(1172));
+        assert_eq!(locked_inode("1: FLOCK  ADVISORY  WRITE 2463"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_makes_the_reader_of_locks_panic(line in ".*") {
+            let _ = locked_inode(&line);
+        }
+    }
+}
