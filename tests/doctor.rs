@@ -221,7 +221,7 @@ fn a_set_up_without_fault_passes_every_check_and_nothing_is_changed() {
             assert_eq!(check["status"], "ok", "{check}");
             assert!(check["remedy"].is_null(), "{check}");
         }
-        assert_eq!((report.code, report.checks().len()), (0, 29), "{:#}", report.json);
+        assert_eq!((report.code, report.checks().len()), (0, 30), "{:#}", report.json);
         assert_eq!(machine(), before);
         assert!(!run.exists(), "no file is made");
         drop((target, v6));

@@ -28,6 +28,7 @@ pub(super) fn examine(config: &Config) -> Vec<Check> {
     checks.extend(tun(observe::tun_driver(), host.tun_fd.is_some(), host.offload));
     checks.push(policy_routing(host.no_route, rules(Family::V4), rules(Family::V6)));
     checks.push(sock_diag(observe::sock_diag(), local && host.local_proxy && !host.no_route));
+    checks.push(nf_tables(observe::nf_tables()));
     checks.push(namespaces(observe::private_namespace()));
     checks.push(running(&remains, &host.tun, host.no_route, config.replace));
     checks.push(leftovers(&remains));
@@ -135,6 +136,23 @@ fn sock_diag(found: io::Result<()>, needed: bool) -> Check {
             "`modprobe inet_diag tcp_diag udp_diag`, or --local-proxy off for a proxy that keeps itself outside",
         ),
         Err(error) => Check::skipped(id, format!("not needed: no proxy runs on this machine ({error})")),
+    }
+}
+
+fn nf_tables(found: io::Result<()>) -> Check {
+    let id = "nf-tables";
+    match found {
+        Ok(()) => {
+            Check::ok(id, "the kernel has filters: the local network cannot find out the tunnel's addresses")
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Check::skipped(id, format!("only root may ask: {error}"))
+        }
+        Err(error) => Check::warn(
+            id,
+            format!("no filters, so that a neighbour can find out the tunnel's addresses: {error}"),
+            "`modprobe nf_tables`, or a kernel with CONFIG_NF_TABLES, where the local network is not trusted",
+        ),
     }
 }
 
@@ -328,6 +346,15 @@ mod tests {
         assert_eq!(sock_diag(Ok(()), true).status, Status::Ok);
         assert_eq!(sock_diag(Err(os(ENOENT)), true).status, Status::Fail);
         assert_eq!(sock_diag(Err(os(ENOENT)), false).status, Status::Skipped);
+    }
+
+    #[test]
+    fn a_kernel_without_filters_is_worth_a_word() {
+        const EPERM: i32 = 1;
+        const EPROTONOSUPPORT: i32 = 93;
+        assert_eq!(nf_tables(Ok(())).status, Status::Ok);
+        assert_eq!(nf_tables(Err(os(EPERM))).status, Status::Skipped);
+        assert_eq!(nf_tables(Err(os(EPROTONOSUPPORT))).status, Status::Warn);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::change::{Family, PROTOCOL};
 use super::linux;
 use super::lock::RunDir;
 use super::netlink::Netlink;
+use super::nft::Nft;
 use super::process::fork;
 use crate::config::Cidr;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -306,7 +307,7 @@ pub fn remains(dir: &RunDir) -> io::Result<Remains> {
     journals.sort_unstable();
     journals.retain(|stem| !remains.live.iter().any(|(device, _)| device == stem));
     remains.journals = journals;
-    let changes = linux::leftovers(&mut Netlink::route()?)?;
+    let changes = super::session::left_behind()?;
     // What is left is undone by a deletion; what is there is the deletion's undo.
     remains.changes = changes.iter().map(|change| change.undo().to_string()).collect();
     Ok(remains)
@@ -351,6 +352,15 @@ pub fn sock_diag() -> io::Result<()> {
     let mut request = super::owner::request(netlink_packet_sock_diag::constants::IPPROTO_TCP, any, any);
     request.states = netlink_packet_sock_diag::inet::StateFlags::LISTEN;
     Netlink::sock_diag()?.dump(SockDiagMessage::InetRequest(request)).map(drop)
+}
+
+/// Whether the kernel takes filters of nf_tables, which keep the local network from finding out the tunnel's addresses.
+///
+/// # Errors
+///
+/// EPERM for whoever may not ask; another one when there are none.
+pub fn nf_tables() -> io::Result<()> {
+    Nft::open()?.tables().map(drop)
 }
 
 /// What a namespace of one's own, as `ztun exec` needs it, is refused with; tried in a child that ends at once.
@@ -429,6 +439,8 @@ mod tests {
         assert!(rules.iter().any(|rule| rule.preference == 32_766 && rule.all && rule.table == Some(254)));
         assert!(rules.windows(2).all(|pair| pair[0].preference <= pair[1].preference));
         sock_diag().unwrap();
+        // It takes root to ask.
+        assert!(nf_tables().map_or_else(|error| error.raw_os_error() == Some(libc::EPERM), |()| true));
         assert!(routes().unwrap().iter().any(|route| route.destination.contains(Ipv4Addr::LOCALHOST.into())));
     }
 
