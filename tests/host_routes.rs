@@ -535,6 +535,225 @@ fn kill_when_up(dir: &RunDir) {
     child.wait().unwrap();
 }
 
+/// The real program with the kill switch, until traffic flows; killed and waited for when dropped.
+struct Ztun(std::process::Child);
+
+impl Ztun {
+    fn start(dir: &RunDir) -> Ztun {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ztun"))
+            .args(["--socks5", "203.0.113.9:1080", "--kill-switch", "--tun", TUN])
+            .env("ZTUN_RUN_DIR", dir.path())
+            .env_remove("RUST_LOG")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut said = String::new();
+        loop {
+            let line = lines.next().unwrap_or_else(|| panic!("ztun has ended: {said}")).unwrap();
+            said.push_str(&line);
+            if line.contains("ready") {
+                return Ztun(child);
+            }
+        }
+    }
+}
+
+impl Drop for Ztun {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Tries to get packets out in every way that a program has without asking for an interface; gives the errors.
+fn try_to_leave() -> Vec<Option<i32>> {
+    let udp = |bind: &str, to: &str| UdpSocket::bind(bind).unwrap().send_to(b"leak", to).err();
+    let tcp =
+        |to: &str| std::net::TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(5)).err();
+    let errors = [
+        udp("0.0.0.0:0", "8.8.8.8:53"),
+        udp("0.0.0.0:0", "8.8.8.8:443"),
+        udp("0.0.0.0:0", "192.0.2.1:53"),
+        udp("[::]:0", "[2606:4700::1111]:53"),
+        udp("[::]:0", "[2001:db8::1]:53"),
+        tcp("1.1.1.1:443"),
+        tcp("[2606:4700::1111]:443"),
+    ];
+    errors.map(|error| error.and_then(|error| error.raw_os_error())).to_vec()
+}
+
+/// F19, issue 3 item 5: killed with kill -9, started again, and killed again: nothing leaves, and it fails at once; after restore all is as before.
+#[test]
+fn with_the_kill_switch_no_packet_leaves_after_kill_9_nor_during_the_next_start() {
+    in_namespace(|dir| {
+        let hardware = link_address("host-eth1").map(|octet| format!("{octet:02x}")).join(":");
+        // Whatever leaves has somebody to go to.
+        for neighbour in ["192.0.2.1", "2001:db8::1"] {
+            ip(&format!("neigh replace {neighbour} lladdr {hardware} dev host-eth0 nud permanent"));
+        }
+        let before = machine();
+        let wire = Wire::watch();
+        // What ztun itself sends to its proxy, and its dying connections, are no leak.
+        let leaks = || {
+            let frames = wire.frames().into_iter();
+            frames.filter(|frame| frame.get(30..34) != Some(&[203, 0, 113, 9])).collect::<Vec<_>>()
+        };
+        try_to_leave();
+        assert!(!leaks().is_empty(), "the test would see a leak");
+        drop(Ztun::start(dir));
+        leaks();
+        // A program that never stops trying.
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        thread::scope(|scope| {
+            let hammer = scope.spawn(|| {
+                let sockets = ["0.0.0.0:0", "[::]:0"].map(|any| UdpSocket::bind(any).unwrap());
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    let _ = sockets[0].send_to(b"leak", "8.8.8.8:9");
+                    let _ = sockets[1].send_to(b"leak", "[2606:4700::1111]:9");
+                    thread::yield_now();
+                }
+            });
+            for _ in 0..3 {
+                drop(Ztun::start(dir));
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            hammer.join().unwrap();
+        });
+        let start = Instant::now();
+        for error in try_to_leave() {
+            assert!(matches!(error, Some(libc::EHOSTUNREACH | libc::ENETUNREACH)), "{error:?}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+        assert_eq!(leaks(), Vec::<Vec<u8>>::new());
+        assert_eq!(route_device("8.8.8.8 mark 0x7a74"), "host-eth0");
+        let report = host::restore_in(dir, TUN).unwrap();
+        assert!(report.is_ok(), "{report}");
+        assert_eq!(machine(), before);
+        try_to_leave();
+        assert!(!leaks().is_empty());
+    });
+}
+
+/// Issue 3 items 3 and 6
+#[test]
+fn what_others_undo_and_new_addresses_are_put_right_by_a_refresh() {
+    in_namespace(|dir| {
+        let before = machine();
+        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let mut applied = host::up_in(dir, &kill_switch(), TUN, &proxies(), None).unwrap();
+        let during = machine();
+        assert!(applied.refresh(TUN).unwrap().is_unchanged());
+        assert_eq!(machine(), during);
+        for line in ["route flush table 31348", "rule del pref 5210", "-6 rule del pref 5201"] {
+            ip(line);
+        }
+        ip(&format!("addr del 198.18.0.1/16 dev {TUN}"));
+        let missing = applied.verify().unwrap();
+        let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+        assert!(missing.contains(&"rule add v4 pref 5210 all lookup 31348".to_owned()), "{missing:?}");
+        assert!(missing.contains(&format!("route add 0.0.0.0/0 dev {TUN} table 31348")), "{missing:?}");
+        ip("addr add 192.0.2.6/24 dev host-eth0");
+        let refreshed = applied.refresh(TUN).unwrap();
+        assert!(refreshed.made.len() > missing.len() && !refreshed.renewed, "{refreshed:?}");
+        assert!(applied.verify().unwrap().is_empty());
+        assert_eq!(route_device("8.8.8.8"), TUN);
+        assert_eq!(route_device("8.8.8.8 from 192.0.2.6"), "host-eth0");
+        ip("addr del 192.0.2.6/24 dev host-eth0");
+        assert_eq!(applied.refresh(TUN).unwrap().undone.len(), 1);
+        assert!(applied.refresh(TUN).unwrap().is_unchanged());
+        assert!(applied.down().is_ok());
+        drop((applied, tun));
+        assert_eq!(machine(), before);
+    });
+}
+
+/// T-8: a device that someone deletes is set up again under its name, and what was made to the old one is not undone on the new one.
+#[test]
+fn a_device_that_was_made_anew_is_set_up_again() {
+    in_namespace(|dir| {
+        let before = machine();
+        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let config = HostPlanConfig { mtu: 1380, ..config() };
+        let mut applied = host::up_in(dir, &config, TUN, &proxies(), None).unwrap();
+        ip(&format!("link del {TUN}"));
+        let gone = applied.refresh(TUN).unwrap_err();
+        assert_eq!(gone.source.raw_os_error(), Some(libc::ENODEV), "{gone}");
+        drop(tun);
+        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let refreshed = applied.refresh(TUN).unwrap();
+        assert!(refreshed.renewed, "{refreshed:?}");
+        assert!(applied.verify().unwrap().is_empty());
+        assert_eq!(route_device("8.8.8.8"), TUN);
+        assert_eq!(route_device("2606:4700::1111"), TUN);
+        let index = host::interface_index(TUN).unwrap();
+        let journal = std::fs::read_to_string(journal(dir)).unwrap();
+        assert!(journal.starts_with(&format!("ztun-journal 1 index {index}\n")), "{journal}");
+        assert!(applied.down().is_ok());
+        drop((applied, tun));
+        assert_eq!(machine(), before);
+    });
+}
+
+/// Issue 3 item 7
+#[test]
+fn connections_that_pass_the_tunnel_by_are_closed_and_others_live_on() {
+    in_namespace(|dir| {
+        // Nobody answers: the connections stay in their handshakes.
+        let hardware = link_address("host-eth1").map(|octet| format!("{octet:02x}")).join(":");
+        ip(&format!("neigh replace 192.0.2.1 lladdr {hardware} dev host-eth0 nud permanent"));
+        let connecting = |to: &str| {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            let error = socket.connect(&to.parse::<std::net::SocketAddr>().unwrap().into()).unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EINPROGRESS));
+            socket
+        };
+        let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let own = std::net::TcpStream::connect(("192.0.2.5", listener.local_addr().unwrap().port())).unwrap();
+        // This process's own are kept, so another one has it.
+        let holder = |socket: socket2::Socket| {
+            Holder(Command::new("sleep").arg("600").stdin(OwnedFd::from(socket)).spawn().unwrap())
+        };
+        let (past, kept) = (connecting("8.8.8.8:443"), connecting("203.0.113.9:1080"));
+        let _holders = [holder(past), holder(kept)];
+        let mine = connecting("8.8.4.4:443");
+        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
+        let listed = || ip_less("ss", &["-Htn", "state", "syn-sent"]);
+        assert!(listed().contains("8.8.8.8:443"), "{}", listed());
+        let keep = |_, remote: std::net::SocketAddr| host::stays_outside(&config(), &proxies(), remote.ip());
+        assert_eq!(host::reset_existing(TUN, &keep).unwrap(), 1);
+        let left = listed();
+        assert!(!left.contains("8.8.8.8:443"), "{left}");
+        assert!(left.contains("203.0.113.9:1080") && left.contains("8.8.4.4:443"), "{left}");
+        assert_eq!(host::reset_existing(TUN, &keep).unwrap(), 0);
+        assert!(own.take_error().unwrap().is_none() && mine.take_error().unwrap().is_none());
+        applied.down();
+    });
+}
+
+struct Holder(std::process::Child);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+fn ip_less(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The journal of the run in `dir`.
+fn journal(dir: &RunDir) -> std::path::PathBuf {
+    let entries = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    entries.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "journal")).unwrap()
+}
+
 /// L-14; F19
 #[test]
 fn after_kill_9_restore_leaves_the_machine_as_before() {
@@ -573,11 +792,7 @@ fn restore_needs_no_journal_and_survives_a_spoilt_one() {
         let before = machine();
         for spoilt in [false, true] {
             kill_when_up(dir);
-            let journal = std::fs::read_dir(dir.path())
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-                .find(|path| path.extension().is_some_and(|extension| extension == "journal"))
-                .unwrap();
+            let journal = journal(dir);
             if spoilt {
                 std::fs::write(journal, b"rule del v4 pref \xff\n\0\0\0\n").unwrap();
             } else {

@@ -19,6 +19,8 @@ pub mod dns;
 pub mod plan;
 
 #[cfg(target_os = "linux")]
+mod existing;
+#[cfg(target_os = "linux")]
 mod journal;
 #[cfg(target_os = "linux")]
 mod linux;
@@ -47,6 +49,8 @@ mod session;
 #[cfg(target_os = "linux")]
 mod socket;
 #[cfg(target_os = "linux")]
+pub use existing::{reset_existing, stays_outside};
+#[cfg(target_os = "linux")]
 pub use linux::index_of as interface_index;
 #[cfg(target_os = "linux")]
 pub use lock::{Holder, RunDir};
@@ -63,8 +67,8 @@ pub use session::{Applied, dry_run, holder, left_behind, restore, restore_in, re
 mod unsupported;
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{
-    Applied, Holder, LocalProxy, Refreshed, Report, dry_run, holder, interface_index, left_behind, restore,
-    restore_own, up,
+    Applied, Holder, LocalProxy, Refreshed, Report, dry_run, holder, interface_index, left_behind,
+    reset_existing, restore, restore_own, stays_outside, up,
 };
 
 #[cfg(target_os = "linux")]

@@ -249,7 +249,7 @@ impl LocalProxy {
 }
 
 /// Whether a socket bound to `bound` takes what is sent to `addr`.
-fn serves(bound: IpAddr, addr: IpAddr) -> bool {
+pub(super) fn serves(bound: IpAddr, addr: IpAddr) -> bool {
     let bound = bound.to_canonical();
     // A socket on `::` takes IPv4 too unless it was told not to.
     bound == addr || bound.is_unspecified() && (bound.is_ipv6() || addr.is_ipv4())

@@ -167,3 +167,13 @@ pub fn restore_own(device: &str, _no_route: bool) -> Result<Report, HostError> {
 pub fn left_behind() -> io::Result<Vec<Change>> {
     Ok(Vec::new())
 }
+
+/// Fails: this system is not supported.
+pub fn reset_existing(_device: &str, _keep: &dyn Fn(SocketAddr, SocketAddr) -> bool) -> io::Result<usize> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Everything does.
+pub fn stays_outside(_config: &HostPlanConfig, _proxies: &[IpAddr], _remote: IpAddr) -> bool {
+    true
+}
