@@ -227,7 +227,7 @@ pub struct WayOptions {
     /// First match wins: 'dst=10.0.0.0/8 -> direct', 'proto=udp,port=443 -> reject'; repeatable
     #[arg(long, help_heading = TRAFFIC, value_name = "MATCH -> OUTBOUND")]
     pub rule: Vec<Rule>,
-    /// How names are resolved: through the proxy (auto: over TCP if it has no UDP), or direct; off: like the rest
+    /// How names are resolved: through the proxy (auto: over TCP if need be), or direct; off: like the rest
     #[arg(long, help_heading = TRAFFIC, value_name = "auto|udp|tcp|direct|off", hide_possible_values = true, default_value = "auto")]
     pub dns: DnsChoice,
     /// Send DNS queries there, not where apps do; without it a private resolver stands for 1.1.1.1

@@ -61,7 +61,14 @@ impl Engine {
     /// Whether a socket can be replaced by another, and no app notices: nothing of a flow has gone through it.
     pub fn is_replaceable(&self, socket: SocketId) -> bool {
         match self.sockets.tcp(socket).map(|tcp| &tcp.stage) {
-            Some(Stage::Dialling | Stage::Held | Stage::Handshake { .. } | Stage::Warm { .. }) => true,
+            Some(
+                Stage::Dialling
+                | Stage::Held
+                | Stage::Handshake { .. }
+                | Stage::Warm { .. }
+                // Its queries are asked again.
+                | Stage::Names,
+            ) => true,
             Some(Stage::Relay { .. } | Stage::Control) | None => false,
         }
     }

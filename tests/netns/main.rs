@@ -15,6 +15,7 @@ mod floods;
 mod killed;
 mod lifecycle;
 mod local_proxy;
+mod names;
 mod network;
 mod policy;
 mod private;

@@ -350,7 +350,7 @@ impl World {
     }
 
     /// Serves each connection to `at` on a thread of its own.
-    fn serve(&self, at: &str, serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) {
+    pub fn serve(&self, at: &str, serve: impl Fn(TcpStream) -> std::io::Result<()> + Send + Sync + 'static) {
         let listener = self.server.listen(at);
         self.targets.lock().unwrap().push(listener.try_clone().unwrap().into());
         let serve = Arc::new(serve);

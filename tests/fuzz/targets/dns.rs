@@ -1,7 +1,7 @@
 //! Answers of any name server to the embedded proxy's resolver, and any messages through the DNS table.
 
 use super::source::Source;
-use ztun::dns::{Carrier, Course, DnsTable};
+use ztun::dns::{Carrier, Course, DnsTable, message};
 use ztun::proxy::resolve::{Files, Lookup, Step};
 use ztun::rng::Rng;
 use ztun::time::{Duration, Instant};
@@ -9,9 +9,10 @@ use ztun::wire::Endpoint;
 
 pub fn run(data: &[u8]) {
     let mut source = Source::new(data);
-    match source.u8() % 3 {
+    match source.u8() % 4 {
         0 => resolver(&mut source),
         1 => table(&mut source),
+        3 => messages(source.all()),
         _ => {
             let text = String::from_utf8_lossy(source.all());
             let files = Files::parse(&text, &text);
@@ -67,6 +68,20 @@ fn resolver(source: &mut Source<'_>) {
             }
             Step::Failed(_) => return,
         }
+    }
+}
+
+/// Whatever a message is, what is made of it here is well formed.
+fn messages(octets: &[u8]) {
+    let question = message::question(octets);
+    assert!(question.is_none_or(|question| message::same_question(question, question)));
+    assert!(message::answer_limit(octets) >= message::PLAIN_LIMIT);
+    for write in [message::write_failure, message::write_truncated] {
+        let mut out = Vec::new();
+        write(octets, &mut out);
+        assert_eq!(out.is_empty(), message::header(octets).is_none());
+        assert_eq!(message::question(&out), question.filter(|_| !out.is_empty()));
+        assert!(out.len() <= message::PLAIN_LIMIT);
     }
 }
 

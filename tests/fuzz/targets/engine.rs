@@ -6,7 +6,7 @@ use super::source::Source;
 use super::stack::{self, checked};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use ztun::config::{Accept, Cidr, Credentials, EngineConfig, Proxy};
+use ztun::config::{Accept, Cidr, Credentials, DnsMode, EngineConfig, Proxy};
 use ztun::engine::{Command, Engine, Output, SocketError, SocketId};
 use ztun::outbound::rule::{Route, Rule};
 use ztun::stack::Packet;
@@ -60,6 +60,8 @@ impl Harness {
             proxies: vec![proxy("192.0.2.10:1080"), proxy("[2001:db8:1::1]:1080")],
             rules: vec![rule],
             accept: if kind & 4 != 0 { Accept::Early } else { Accept::Late },
+            dns: if kind & 32 != 0 { DnsMode::Tcp } else { DnsMode::Auto },
+            dns_local: vec![addr("198.18.0.2")],
             dns_server: (kind & 8 != 0).then(|| "192.0.2.53:53".parse().expect("address")),
             max_udp: MAX_UDP,
             pool: usize::from(kind >> 6),
