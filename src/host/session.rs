@@ -142,7 +142,16 @@ pub fn restore(device: &str) -> Result<Report, HostError> {
 /// [`restore`] with its files in `dir`.
 pub fn restore_in(dir: &RunDir, device: &str) -> Result<Report, HostError> {
     let _locks = locks(dir, device, true)?;
-    Ok(run::restore(&mut open_machine()?, &mut FileJournal::new(dir, device), device, true))
+    let report = run::restore(&mut open_machine()?, &mut FileJournal::new(dir, device), device, true);
+    // Nobody answers there: whoever did had the lock.
+    let socket = dir.control_socket(device);
+    match std::fs::remove_file(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            log::warn!("{} stays: {error}", socket.display());
+        }
+        Ok(()) | Err(_) => {}
+    }
+    Ok(report)
 }
 
 /// What a run of this process on `device` has changed is undone without its help, and without its lock: that run hangs.
