@@ -14,13 +14,15 @@ const DESCRIPTION: [&str; 2] = [
      signal does not wait. What a run that died left behind is undone by the next one, or by ztun restore.",
 ];
 
-const ENVIRONMENT: [(&str, &str); 3] = [
+const ENVIRONMENT: [(&str, &str); 5] = [
     ("ZTUN_SOCKS5", "The proxy, where --socks5 is not given: keeps a password out of the list of processes."),
     ("RUST_LOG", "What is logged, where --log-level is not given, as in debug or ztun::engine=trace."),
     (
         "NOTIFY_SOCKET",
-        "Where systemd is told that traffic flows (READY=1) and that the run stops (STOPPING=1).",
+        "Where systemd is told that traffic flows (READY=1), how it goes (STATUS=) and that the run stops (STOPPING=1).",
     ),
+    ("WATCHDOG_USEC", "The time in which systemd wants to be told twice that the loop turns (WATCHDOG=1)."),
+    ("ZTUN_RUN_DIR", "Where journal, locks and control socket are kept, instead of /run/ztun."),
 ];
 
 /// Writes the page.

@@ -37,6 +37,8 @@ pub mod observe;
 #[cfg(target_os = "linux")]
 pub mod owner;
 #[cfg(target_os = "linux")]
+pub mod privilege;
+#[cfg(target_os = "linux")]
 pub mod process;
 #[cfg(target_os = "linux")]
 mod remedy;

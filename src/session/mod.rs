@@ -64,6 +64,7 @@ pub type Session = Lifecycle<Router>;
 /// See [`RunError`]. Whatever it is, what had been changed on the machine has been undone, but for [`RunError::Cleanup`].
 pub fn run(config: &Config) -> Result<Ended, RunError> {
     let descriptors = "raise the limit on open files (`ulimit -n`)";
+    confine(config);
     let signals = Signals::new().map_err(machine("cannot take over the signals", descriptors))?;
     let watchdog =
         Watchdog::start(&config.host).map_err(machine("cannot start the watchdog", descriptors))?;
@@ -75,6 +76,24 @@ pub fn run(config: &Config) -> Result<Ended, RunError> {
         Err(StartError::System(error)) => Err(machine("cannot start a session", descriptors)(error)),
         Err(StartError::AlreadyRunning(_)) => unreachable!("a session of our own"),
     }
+}
+
+/// Gives up what the run of `config` will not use of what this process may do. Done without where it cannot be done: that makes no run worse.
+fn confine(config: &Config) {
+    #[cfg(target_os = "linux")]
+    {
+        use crate::host::privilege;
+        if !privilege::has_one_thread() {
+            // The other threads would keep what this one gives up.
+            return log::debug!("privileges are kept: this process has threads of its own");
+        }
+        match privilege::confine(privilege::needed(&config.host, config.metrics)) {
+            Ok(kept) => log::debug!("privileges kept: {kept}"),
+            Err(error) => log::warn!("cannot give up privileges that are not needed: {error}"),
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = config;
 }
 
 /// What [`run`] would change on the machine, and the undo of each change; nothing is changed and no privilege is needed.

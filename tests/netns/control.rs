@@ -349,3 +349,35 @@ fn top_paints_until_q() {
     let no_terminal = cli(&world, "top");
     assert_eq!(no_terminal.status.code(), Some(1));
 }
+
+/// sd_notify(3): ready, alive, what it does, and stopping, in this order, to whoever starts it.
+#[test]
+fn the_service_manager_is_told() {
+    let Some(world) = world() else { return };
+    let path = world.dir.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut command = world.client.command(ZTUN);
+    command.args(["--socks5", PROXY, "--no-route"]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000").env_remove("WATCHDOG_PID");
+    let mut ztun = world.ready(command);
+    let mut said = Vec::new();
+    let mut listen = |what: &str| loop {
+        let mut buffer = [0; 256];
+        let octets = manager.recv(&mut buffer).unwrap();
+        said.push(String::from_utf8(buffer[..octets].to_vec()).unwrap());
+        if said.iter().filter(|text| text.lines().any(|line| line == what)).count()
+            >= if what.starts_with('W') { 3 } else { 1 }
+        {
+            return;
+        }
+    };
+    listen("READY=1");
+    listen("STATUS=0 TCP flows, 0 UDP associations");
+    // The loop is idle, and shows three times that it is not dead.
+    listen("WATCHDOG=1");
+    ztun.signal(libc::SIGTERM);
+    listen("STOPPING=1");
+    assert_eq!(ztun.end(), Some(0));
+    assert_eq!(said[0], "READY=1");
+}

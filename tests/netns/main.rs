@@ -19,6 +19,7 @@ mod names;
 mod network;
 mod policy;
 mod private;
+mod privileges;
 mod session;
 mod transfers;
 mod world;
