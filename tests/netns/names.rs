@@ -164,3 +164,18 @@ fn a_name_server_that_refuses_is_servfail_at_once() {
     assert!(told.contains("status: SERVFAIL"), "{told}");
     assert!(start.elapsed() < std::time::Duration::from_secs(9), "{:?}", start.elapsed());
 }
+
+/// peers pain 1, 7: a proxy on this machine that carries no datagrams, as `ssh -D` is: what it asks for itself is not led back into it.
+#[test]
+fn names_resolve_through_a_proxy_without_udp_on_this_machine() {
+    let Some(world) = watched() else { return };
+    let _proxy = world.microsocks(&world.client, "127.0.0.1:1080");
+    name_server(&world, UPSTREAM, false);
+    let mut ztun = world.ztun("--socks5 127.0.0.1:1080");
+    for server in [ROUTER, TUNNEL, TUNNEL6] {
+        assert_eq!(dig(&world, &format!("name.test @{server}")), "192.0.2.53", "{server}");
+        assert_eq!(dig(&world, &format!("+tcp name.test @{server}")), "192.0.2.53", "{server} TCP");
+    }
+    assert!(!ztun.log().contains("loop"), "{}", ztun.log());
+    assert_eq!(ztun.stop(), Some(0));
+}
