@@ -492,25 +492,44 @@ fn what_is_planned_is_said_and_not_done() {
     });
 }
 
-/// The program itself, until it says that it is ready.
-fn program(arguments: &[&str]) -> Child {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_ztun"))
-        .args(["--socks5", "127.0.0.1:1080", "--tun", TUN])
-        .args(arguments)
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
-    assert!(lines.any(|line| line.contains("ready")), "{:?}", child.wait());
-    // What it says from here on nobody reads.
-    thread::spawn(move || lines.count());
-    child
+/// The program itself.
+struct Program {
+    child: Child,
+    log: Box<dyn Iterator<Item = String>>,
 }
 
-fn send(child: &Child, signal: libc::c_int) {
-    let pid = libc::pid_t::try_from(child.id()).unwrap();
-    // SAFETY: the call takes numbers; the child has not been waited for.
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+impl Program {
+    /// Started, until it says that it is ready.
+    fn start(arguments: &[&str]) -> Program {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ztun"))
+            .args(["--socks5", "127.0.0.1:1080", "--tun", TUN])
+            .args(arguments)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut program = Program { child, log: Box::new(lines) };
+        program.wait_for("ready");
+        program
+    }
+
+    /// Until it says `words`.
+    fn wait_for(&mut self, words: &str) {
+        assert!(self.log.any(|line| line.contains(words)), "{:?}", self.child.wait());
+    }
+
+    /// Asks it to stop.
+    fn stop(mut self) {
+        let pid = libc::pid_t::try_from(self.child.id()).unwrap();
+        // SAFETY: the call takes numbers; the child has not been waited for.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
 }
 
 /// Z12, F18, F19
@@ -520,25 +539,49 @@ fn the_program_sets_and_puts_back_and_restore_does_for_one_that_was_killed() {
     on_a_machine(name, || {
         assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
         let before = etc();
-        let mut child = program(&[]);
+        let program = Program::start(&[]);
         assert!(is_ours(), "{}", resolv_conf());
-        send(&child, libc::SIGTERM);
-        assert!(child.wait().unwrap().success());
+        program.stop();
         assert_eq!(etc(), before);
-        let mut child = program(&[]);
+        let program = Program::start(&[]);
         assert!(is_ours(), "{}", resolv_conf());
-        child.kill().unwrap();
-        child.wait().unwrap();
+        program.kill();
         assert!(is_ours());
         let restored =
             Command::new(env!("CARGO_BIN_EXE_ztun")).args(["restore", "--tun", TUN]).output().unwrap();
         assert!(restored.status.success(), "{restored:?}");
         assert_eq!(etc(), before);
         for arguments in [["--dns", "off"], ["--dns", "direct"], ["--route", "10.0.0.0/8"]] {
-            let mut child = program(&arguments);
+            let program = Program::start(&arguments);
             assert_eq!(etc(), before, "{arguments:?}");
-            send(&child, libc::SIGTERM);
-            assert!(child.wait().unwrap().success());
+            program.stop();
+        }
+    });
+}
+
+/// F20
+#[test]
+fn the_program_sees_at_once_what_another_one_writes() {
+    on_a_machine("the_program_sees_at_once_what_another_one_writes", || {
+        assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
+        for mounted in [false, true] {
+            if mounted {
+                mount_file(LAN);
+            }
+            let mut program = Program::start(&[]);
+            for number in 1..4 {
+                let theirs = format!("search lan\nnameserver 172.16.0.{number}\n");
+                if mounted {
+                    fs::write("/run/outside/resolv.conf", &theirs).unwrap();
+                } else {
+                    fs::write("/etc/resolv.conf.theirs", &theirs).unwrap();
+                    fs::rename("/etc/resolv.conf.theirs", RESOLV_CONF).unwrap();
+                }
+                program.wait_for("another program has replaced");
+                assert!(is_ours(), "{}", resolv_conf());
+            }
+            program.stop();
+            assert_eq!(resolv_conf(), "search lan\nnameserver 172.16.0.3\n");
         }
     });
 }
