@@ -17,8 +17,6 @@ const DNS: u16 = 53;
 pub(super) struct Resolver {
     /// Its address.
     pub(super) asked: SocketAddr,
-    /// Whether names are resolved through the proxies at all.
-    pub(super) proxied: bool,
 }
 
 /// What the machine's files say.
@@ -40,9 +38,8 @@ impl Names {
     /// Whom the proxies are asked about, and what is to be said of it.
     pub(super) fn judge(&self, config: &EngineConfig) -> (Resolver, Check) {
         let id = "resolvers";
-        let proxied = config.dns != DnsMode::Direct;
-        let resolver = |asked| Resolver { asked, proxied };
-        if let Some(server) = config.dns_server.filter(|_| proxied) {
+        let resolver = |asked| Resolver { asked };
+        if let Some(server) = config.dns_server.filter(|_| config.dns != DnsMode::Direct) {
             return (
                 resolver(server),
                 Check::ok(id, format!("queries go to {server}, as --dns-server says")),
@@ -166,9 +163,9 @@ mod tests {
 
     #[test]
     fn direct_leaves_names_out_of_the_tunnel() {
-        let names = Names { servers: Ok(parse("nameserver 10.0.0.1\n")), upstream: Vec::new() };
-        assert!(!names.judge(&mode(DnsMode::Direct)).0.proxied);
-        assert!(names.judge(&mode(DnsMode::Auto)).0.proxied);
+        let direct =
+            EngineConfig { dns_server: Some("9.9.9.9:53".parse().unwrap()), ..mode(DnsMode::Direct) };
+        assert!(judged("nameserver 10.0.0.1\n", "", &direct).2.contains("outside the tunnel"));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::ask::{self, Answer, Ask, Question, Stage, Target, Trouble};
 use super::check::Check;
 use super::query::{NO_SUCH_NAME, Query, Resolved};
 use super::{Options, names::Resolver};
-use crate::config::{Config, Proxy, UdpMode};
+use crate::config::{Config, DnsMode, Proxy, UdpMode};
 use crate::driver::{EgressBinding, limits};
 use crate::outbound::socks5::client::Failure;
 use crate::time::Duration;
@@ -38,8 +38,8 @@ struct Subject {
     name: String,
     port: u16,
     resolver: SocketAddr,
-    /// Whether names are resolved through the proxies at all.
-    names: bool,
+    /// How names are resolved; not through the proxies at all when it is direct.
+    dns: DnsMode,
     ipv6: bool,
     udp: UdpMode,
 }
@@ -108,7 +108,7 @@ impl Subject {
             name,
             port,
             resolver: resolver.asked,
-            names: resolver.proxied,
+            dns: config.engine.dns,
             ipv6,
             udp: config.engine.udp,
         })
@@ -133,10 +133,12 @@ impl Subject {
     fn address(&self, answers: &Answers) -> (SocketAddr, bool) {
         match self.target {
             Target::Ip(addr) => (addr, true),
-            Target::Name(..) => match resolved(answers).and_then(|resolved| resolved.addresses.first()) {
-                Some(addr) => (SocketAddr::new(*addr, self.port), true),
-                None => (SocketAddr::new(FALLBACK, FALLBACK_PORT), false),
-            },
+            Target::Name(..) => {
+                match resolved(self.dns, answers).and_then(|(resolved, _)| resolved.addresses.first()) {
+                    Some(addr) => (SocketAddr::new(*addr, self.port), true),
+                    None => (SocketAddr::new(FALLBACK, FALLBACK_PORT), false),
+                }
+            }
         }
     }
 }
@@ -433,7 +435,9 @@ fn udp(subject: &Subject, answers: &Answers) -> Vec<Check> {
         } else {
             Check::warn(
                 "udp",
-                format!("{why}; datagrams are refused at once, so that apps fall back to TCP"),
+                format!(
+                    "{why}; datagrams are refused at once, so that apps fall back to TCP, and names are asked by TCP"
+                ),
                 "allow UDP at the proxy for calls, games and QUIC",
             )
         };
@@ -475,39 +479,49 @@ fn relay_check(subject: &Subject, answers: &Answers, answer: &Answer, relay: Soc
     }
 }
 
-fn resolved(answers: &Answers) -> Option<&Resolved> {
-    let by_udp = answers.by_udp.as_ref().and_then(|answer| answer.result.as_ref().ok()?.as_ref());
-    by_udp.or_else(|| answers.by_tcp.result.as_ref().ok()?.as_ref())
+/// What was said to a query that went as a run's would, and by which way it went.
+fn resolved(dns: DnsMode, answers: &Answers) -> Option<(&Resolved, &'static str)> {
+    let said = |answer: &'_ Answer| answer.result.as_ref().ok().is_some_and(Option::is_some);
+    let by_udp = answers.by_udp.as_ref().filter(|answer| said(answer) && dns != DnsMode::Tcp);
+    let by_tcp =
+        Some(&answers.by_tcp).filter(|answer| said(answer) && matches!(dns, DnsMode::Auto | DnsMode::Tcp));
+    let (answer, way) = by_udp.map(|answer| (answer, "UDP")).or(by_tcp.map(|answer| (answer, "TCP")))?;
+    Some((answer.result.as_ref().ok()?.as_ref()?, way))
 }
 
 /// Whether a name resolves through the proxy.
 fn dns(subject: &Subject, answers: &Answers) -> Check {
     let id = "dns";
-    if !subject.names {
+    if subject.dns == DnsMode::Direct {
         return Check::skipped(id, "--dns direct: names are not resolved through the proxy");
     }
     let (name, resolver) = (&subject.name, subject.resolver);
     let remedy = "name a resolver that the proxy reaches: --dns-server IP";
-    let by_udp = answers.by_udp.as_ref().is_some_and(|answer| answer.result.is_ok());
-    let way = if by_udp { "UDP" } else { "TCP" };
-    match resolved(answers) {
-        Some(Resolved { code: 0, addresses }) => {
+    match resolved(subject.dns, answers) {
+        Some((Resolved { code: 0, addresses }, way)) => {
             let first = addresses.first().map_or("no IPv4 address".into(), IpAddr::to_string);
             Check::ok(id, format!("{name} is {first}, from {resolver} by {way} through the proxy"))
         }
-        Some(Resolved { code: NO_SUCH_NAME, .. }) => Check::warn(
+        Some((Resolved { code: NO_SUCH_NAME, .. }, way)) => Check::warn(
             id,
             format!("{resolver} answers by {way} through the proxy, and knows no {name}"),
             "name a target that there is: --target HOST:PORT",
         ),
-        Some(Resolved { code, .. }) => Check::warn(
+        Some((Resolved { code, .. }, way)) => Check::warn(
             id,
             format!("{resolver} answers {name} with error {code}, by {way} through the proxy"),
             remedy,
         ),
         None => {
-            let found = answers.by_tcp.result.as_ref().err().map_or("no answer".into(), trouble);
-            let why = format!("{resolver} cannot be asked through the proxy (by TCP: {found})");
+            let found = |answer: &Answer| answer.result.as_ref().err().map_or("no answer".into(), trouble);
+            let by_udp = answers.by_udp.as_ref().map_or("not sent".into(), found);
+            let found = match subject.dns {
+                DnsMode::Udp | DnsMode::Off => format!("by UDP: {by_udp}; --dns auto asks by TCP too"),
+                DnsMode::Auto | DnsMode::Tcp | DnsMode::Direct => {
+                    format!("by TCP: {}", found(&answers.by_tcp))
+                }
+            };
+            let why = format!("{resolver} cannot be asked through the proxy ({found})");
             // Whoever gives an address as target may have no names at all.
             match subject.target {
                 Target::Ip(_) => Check::warn(id, why, remedy),
@@ -577,7 +591,7 @@ mod tests {
             name: "example.com".into(),
             port: 80,
             resolver: "9.9.9.9:53".parse().unwrap(),
-            names: true,
+            dns: DnsMode::Auto,
             ipv6: true,
             udp,
         }
@@ -683,6 +697,23 @@ mod tests {
         for code in [NO_SUCH_NAME, 2, 5] {
             let answers = Answers { by_udp: None, by_tcp: resolving(code), ..well() };
             assert_eq!(status(&answers, "dns"), Status::Warn);
+        }
+    }
+
+    #[test]
+    fn names_are_asked_the_way_that_a_run_asks_them() {
+        let only_tcp = Answers { by_udp: Some(refused(Reply::CommandNotSupported)), ..well() };
+        let only_udp = Answers { by_tcp: refused(Reply::HostUnreachable), ..well() };
+        let judged =
+            |dns, answers: &Answers| super::dns(&Subject { dns, ..subject(UdpMode::Auto) }, answers).status;
+        for (mode, with_tcp, with_udp) in [
+            (DnsMode::Auto, Status::Ok, Status::Ok),
+            (DnsMode::Tcp, Status::Ok, Status::Fail),
+            (DnsMode::Udp, Status::Fail, Status::Ok),
+            (DnsMode::Off, Status::Fail, Status::Ok),
+            (DnsMode::Direct, Status::Skipped, Status::Skipped),
+        ] {
+            assert_eq!((judged(mode, &only_tcp), judged(mode, &only_udp)), (with_tcp, with_udp), "{mode:?}");
         }
     }
 
