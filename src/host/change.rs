@@ -7,6 +7,7 @@ use super::dns::Dns;
 use crate::config::Cidr;
 use core::fmt;
 use core::net::IpAddr;
+use core::ops::RangeInclusive;
 use core::str::FromStr;
 
 /// Everything of ours in the kernel's tables carries this protocol number (RTA_PROTOCOL, FRA_PROTOCOL): 'z'.
@@ -171,6 +172,8 @@ pub enum Selector {
     Iif(String),
     /// With a source in this network.
     From(Cidr),
+    /// Of TCP, with a source in this network and a source port of [`SERVICES`].
+    Services(Cidr),
     /// With a destination in this network.
     To(Cidr),
     /// Of sockets of this user.
@@ -178,6 +181,10 @@ pub enum Selector {
     /// Of this protocol with this destination port.
     Port(Transport, u16),
 }
+
+/// Ports that services have and that new connections are not given by themselves (RFC 6335; Linux gives those above). 0, which a new connection has
+/// while its route is looked up, is not among them.
+pub const SERVICES: RangeInclusive<u16> = 1..=32767;
 
 /// A protocol with ports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -193,8 +200,6 @@ pub enum Transport {
 pub enum Action {
     /// The route is looked up in this table; if it has none, the next rule is asked.
     Lookup(u32),
-    /// Likewise, but a route for everything there does not count (`suppress_prefixlength 0`): the next rule is asked.
-    LookupSpecific(u32),
     /// There is no route: the sender is told at once.
     Unreachable,
 }
@@ -258,7 +263,7 @@ impl Change {
     pub(super) fn is_optional(&self) -> bool {
         match self {
             // Since Linux 4.17.
-            Change::RuleAdd(rule) => matches!(rule.selector, Selector::Port(..)),
+            Change::RuleAdd(rule) => matches!(rule.selector, Selector::Port(..) | Selector::Services(_)),
             // Not every kernel has nf_tables.
             Change::FilterAdd(_) => true,
             Change::Ipv6On { .. }
@@ -376,6 +381,9 @@ impl fmt::Display for Rule {
             Selector::Mark(mark) => write!(f, "fwmark {mark:#x} "),
             Selector::Iif(device) => write!(f, "iif {device} "),
             Selector::From(net) => write!(f, "from {net} "),
+            Selector::Services(net) => {
+                write!(f, "from {net} ipproto tcp sport {}-{} ", SERVICES.start(), SERVICES.end())
+            }
             Selector::To(net) => write!(f, "to {net} "),
             Selector::Uid(uid) => write!(f, "uid {uid} "),
             Selector::Port(transport, port) => write!(f, "ipproto {transport} dport {port} "),
@@ -383,8 +391,6 @@ impl fmt::Display for Rule {
         match self.action {
             Action::Lookup(MAIN_TABLE) => f.write_str("lookup main"),
             Action::Lookup(table) => write!(f, "lookup {table}"),
-            Action::LookupSpecific(MAIN_TABLE) => f.write_str("lookup main suppress_prefixlength 0"),
-            Action::LookupSpecific(table) => write!(f, "lookup {table} suppress_prefixlength 0"),
             Action::Unreachable => f.write_str("unreachable"),
         }
     }
@@ -489,6 +495,11 @@ fn parse_rule(words: &[&str]) -> Option<Rule> {
             (Selector::Mark(u32::from_str_radix(mark.strip_prefix("0x")?, 16).ok()?), action)
         }
         ["iif", device, ref action @ ..] => (Selector::Iif(name(device)?), action),
+        ["from", net, "ipproto", "tcp", "sport", ports, ref action @ ..]
+            if ports == format!("{}-{}", SERVICES.start(), SERVICES.end()) =>
+        {
+            (Selector::Services(parse_net(family, net)?), action)
+        }
         ["from", net, ref action @ ..] => (Selector::From(parse_net(family, net)?), action),
         ["to", net, ref action @ ..] => (Selector::To(parse_net(family, net)?), action),
         ["uid", uid, ref action @ ..] => (Selector::Uid(uid.parse().ok()?), action),
@@ -500,8 +511,6 @@ fn parse_rule(words: &[&str]) -> Option<Rule> {
     let action = match *action {
         ["lookup", "main"] => Action::Lookup(MAIN_TABLE),
         ["lookup", table] => Action::Lookup(table.parse().ok()?),
-        ["lookup", "main", "suppress_prefixlength", "0"] => Action::LookupSpecific(MAIN_TABLE),
-        ["lookup", table, "suppress_prefixlength", "0"] => Action::LookupSpecific(table.parse().ok()?),
         ["unreachable"] => Action::Unreachable,
         _ => return None,
     };
@@ -546,13 +555,7 @@ pub(super) mod tests {
     }
 
     fn rule() -> impl Strategy<Value = Rule> {
-        let action = || {
-            prop_oneof![
-                any::<u32>().prop_map(Action::Lookup),
-                any::<u32>().prop_map(Action::LookupSpecific),
-                Just(Action::Unreachable)
-            ]
-        };
+        let action = || prop_oneof![any::<u32>().prop_map(Action::Lookup), Just(Action::Unreachable)];
         family().prop_flat_map(move |family| {
             let selector = prop_oneof![
                 Just(Selector::All),
@@ -560,6 +563,7 @@ pub(super) mod tests {
                 device().prop_map(Selector::Iif),
                 net(family).prop_map(Selector::From),
                 net(family).prop_map(Selector::To),
+                net(family).prop_map(Selector::Services),
                 any::<u32>().prop_map(Selector::Uid),
                 any::<u16>().prop_map(|port| Selector::Port(Transport::Tcp, port)),
                 any::<u16>().prop_map(|port| Selector::Port(Transport::Udp, port)),

@@ -6,8 +6,8 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes are the kernel's, and it adds to them")]
 
 use super::change::{
-    Action, Address, Change, Family, LAST_METRIC, PROTOCOL, Route, Rule, Selector, TABLE, Transport,
-    Unreachable,
+    Action, Address, Change, Family, LAST_METRIC, PROTOCOL, Route, Rule, SERVICES, Selector, TABLE,
+    Transport, Unreachable,
 };
 use super::netlink::Netlink;
 use super::plan::{FIRST_PREFERENCE, Have, Ipv6, LAST_PREFERENCE};
@@ -280,10 +280,6 @@ fn rule_message(rule: &Rule) -> RuleMessage {
             message.header.action = RuleAction::ToTable;
             message.attributes.push(RuleAttribute::Table(table));
         }
-        Action::LookupSpecific(table) => {
-            message.header.action = RuleAction::ToTable;
-            message.attributes.extend([RuleAttribute::Table(table), RuleAttribute::SuppressPrefixLen(0)]);
-        }
         Action::Unreachable => message.header.action = RuleAction::Unreachable,
     }
     match &rule.selector {
@@ -297,6 +293,19 @@ fn rule_message(rule: &Rule) -> RuleMessage {
         Selector::From(net) => {
             message.header.src_len = net.prefix;
             message.attributes.push(RuleAttribute::Source(net.addr));
+        }
+        Selector::Services(net) => {
+            if net.prefix > 0 {
+                message.header.src_len = net.prefix;
+                message.attributes.push(RuleAttribute::Source(net.addr));
+            }
+            message.attributes.extend([
+                RuleAttribute::IpProtocol(IpProtocol::Tcp),
+                RuleAttribute::SourcePortRange(RulePortRange {
+                    start: *SERVICES.start(),
+                    end: *SERVICES.end(),
+                }),
+            ]);
         }
         Selector::To(net) => {
             message.header.dst_len = net.prefix;
@@ -347,7 +356,7 @@ fn own_rule(message: &RuleMessage) -> Option<Rule> {
     };
     let (mut preference, mut table, mut protocol) = (0, u32::from(message.header.table), None);
     let mut selector = Selector::All;
-    let (mut transport, mut port, mut specific) = (None, None, false);
+    let (mut transport, mut port, mut services) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Priority(value) => preference = *value,
@@ -365,15 +374,17 @@ fn own_rule(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::IpProtocol(IpProtocol::Tcp) => transport = Some(Transport::Tcp),
             RuleAttribute::IpProtocol(IpProtocol::Udp) => transport = Some(Transport::Udp),
             RuleAttribute::DestinationPortRange(range) => port = Some(range.start),
-            RuleAttribute::SuppressPrefixLen(longest) => specific = *longest == 0,
+            RuleAttribute::SourcePortRange(_) => services = true,
             _ => {}
         }
     }
     if let (Some(transport), Some(port)) = (transport, port) {
         selector = Selector::Port(transport, port);
     }
+    if services && let Selector::From(net) = selector {
+        selector = Selector::Services(net);
+    }
     let action = match message.header.action {
-        RuleAction::ToTable if specific => Action::LookupSpecific(table),
         RuleAction::ToTable => Action::Lookup(table),
         RuleAction::Unreachable => Action::Unreachable,
         _ => return None,
@@ -435,12 +446,12 @@ mod tests {
         let net = "10.0.0.0/8".parse().unwrap();
         for rule in [
             rule(Selector::All, Action::Lookup(TABLE)),
-            rule(Selector::From(net), Action::LookupSpecific(254)),
             rule(Selector::Mark(9), Action::Unreachable),
             rule(Selector::Iif("ztun0".into()), Action::Lookup(254)),
             rule(Selector::From(net), Action::Lookup(254)),
             rule(Selector::To(net), Action::Lookup(254)),
             rule(Selector::Uid(7), Action::Lookup(254)),
+            rule(Selector::Services(net), Action::Lookup(254)),
             rule(Selector::Port(Transport::Udp, 53), Action::Lookup(TABLE)),
             rule(Selector::Port(Transport::Tcp, 53), Action::Lookup(TABLE)),
         ] {

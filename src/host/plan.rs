@@ -12,7 +12,7 @@
 //! | 5202 | that came out of the device | main: what is for a container or a forwarded client must not come back |
 //! | 5203 | to and from a proxy (which may be in a container of this machine), of the local proxy's user when that user runs nothing else, and to a host that `--bypass` names alone | main |
 //! | 5204 | to port 53 | the table that leads into the device: a resolver that DHCP gave does not get the names, also when its network is bypassed |
-//! | 5205 | from an address of the machine that is not the device's | main: answers of services and connections made before keep their path. A new connection has no source address yet when its route is looked up. IPv6 that is refused: main's specific routes only |
+//! | 5205 | from an address of the machine that is not the device's; where IPv6 is refused, or may be, only TCP from ports of services | main: answers of services and connections made before keep their path. A new connection has no source address yet when its route is looked up |
 //! | 5206 | to link-local and multicast networks, and to those of `--bypass` | main |
 //! | 5210 | all | the table that leads into the device; what it does not cover goes on as if ztun was not there |
 //! | 5211 | to what is captured, with `--kill-switch` | unreachable: sockets bound to another device, for which the table has no route, find no router either |
@@ -27,6 +27,9 @@
 //!
 //! **Probing** (CVE-2019-14899). What comes in for the device's addresses by another interface is dropped, so that the local network can neither find
 //! out which they are nor make the machine answer for connections through the tunnel.
+//!
+//! Linux answers a refusal for IPv6 by choosing one of the machine's addresses as source, and looking the route up again with it. Preference 5205 would
+//! let that out. So where a route refuses, it is for IPv6 only for what services answer: TCP from ports that new connections do not have.
 //!
 //! The order of the plan is the order of application: the device, the filters, the routes that refuse, the rules that keep packets outside, the routes
 //! into the device, and last the rules that capture. Undone in reverse, capturing ends first.
@@ -287,11 +290,10 @@ fn outside(have: &Have, want: &Want, family: Family) -> Vec<Rule> {
         add(EXEMPT, Selector::Uid(uid), main);
     }
     // IPv6 takes no for no answer: where a lookup without a source is refused, the kernel chooses one of the machine's addresses and asks again with it
-    // (RFC 6724), and would leave by the machine's default route.
-    let refusing = want.kill_switch || want.is_refused(family);
-    let own = if family == Family::V6 && refusing { Action::LookupSpecific(MAIN_TABLE) } else { main };
+    // (RFC 6724).
+    let refusing = family == Family::V6 && (want.kill_switch || want.is_refused(family));
     for net in have.own_addresses.iter().map(|&addr| Cidr::host(addr)).filter(ours) {
-        add(FROM_OWN_ADDRESS, Selector::From(net), own);
+        add(FROM_OWN_ADDRESS, if refusing { Selector::Services(net) } else { Selector::From(net) }, main);
     }
     for net in noise(family).into_iter().chain(networks) {
         // A network of all addresses is no condition, and the kernel gives it back as none.
@@ -571,5 +573,20 @@ link up dev ztun0
         assert!(rules.contains(&"rule add v4 pref 5203 to 192.168.1.1/32 lookup main".into()), "{rules:?}");
         assert!(rules.contains(&"rule add v4 pref 5206 to 192.168.1.0/24 lookup main".into()), "{rules:?}");
         assert!(rules.contains(&"rule add v4 pref 5206 all lookup main".into()), "{rules:?}");
+    }
+
+    #[test]
+    fn where_ipv6_is_refused_its_addresses_let_out_only_what_services_answer() {
+        let from = "rule add v6 pref 5205 from 2001:db8::5/128";
+        let services = [format!("{from} ipproto tcp sport 1-32767 lookup main")];
+        let refused = Want { routes: vec!["0.0.0.0/0".parse().unwrap()], ..want() };
+        for want in [Want { kill_switch: true, ..want() }, refused] {
+            assert_eq!(lines(&want, from), services);
+            assert_eq!(
+                lines(&want, "rule add v4 pref 5205"),
+                ["rule add v4 pref 5205 from 192.168.1.5/32 lookup main"]
+            );
+        }
+        assert_eq!(lines(&want(), from), [format!("{from} lookup main")]);
     }
 }

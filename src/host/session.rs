@@ -52,11 +52,13 @@ impl Applied {
         if refreshed.made.iter().any(|change| matches!(change, Change::DnsSet(_))) {
             self.dns = upkeep(self.run.changes());
         }
+        let names = self.dns_check();
+        log::trace!("name servers: {names:?}");
         Ok(refreshed)
     }
 
-    /// Looks whether the machine still uses the name servers that it was given, and sees to it that it does. To be called when
-    /// `/etc/resolv.conf` or the network has changed, and every 30 s; again in a second when it says so.
+    /// Looks whether the machine still uses the name servers that it was given, and sees to it that it does. [`Applied::refresh`] does so too,
+    /// for when something has changed; besides it is to be called every 30 s, and again in a second when it says so.
     pub fn dns_check(&mut self) -> Check {
         self.dns.as_mut().map_or(Check::Kept, Upkeep::check)
     }
@@ -140,7 +142,16 @@ pub fn restore(device: &str) -> Result<Report, HostError> {
 /// [`restore`] with its files in `dir`.
 pub fn restore_in(dir: &RunDir, device: &str) -> Result<Report, HostError> {
     let _locks = locks(dir, device, true)?;
-    Ok(run::restore(&mut open_machine()?, &mut FileJournal::new(dir, device), device, true))
+    let report = run::restore(&mut open_machine()?, &mut FileJournal::new(dir, device), device, true);
+    // Nobody answers there: whoever did had the lock.
+    let socket = dir.control_socket(device);
+    match std::fs::remove_file(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            log::warn!("{} stays: {error}", socket.display());
+        }
+        Ok(()) | Err(_) => {}
+    }
+    Ok(report)
 }
 
 /// What a run of this process on `device` has changed is undone without its help, and without its lock: that run hangs.

@@ -6,7 +6,7 @@
 //!
 //! 1. `--interface` is a name: an interface that was made anew under it has another number, which sockets are bound to from here on. Without it
 //!    the machine's main table decides, for each packet, by the rule of our mark.
-//! 2. The rules of ours follow ([`Applied::refresh`]): they name the machine's addresses. What somebody has deleted is made again.
+//! 2. The machine's name servers are kept, and the rules of ours follow ([`Applied::refresh`]): they name the machine's addresses. What somebody has deleted is made again.
 //! 3. Is there a way out: does a route lead to one of the proxies, by an interface that carries? If not the engine is paused, and what lives is
 //!    left alone, for it may live on when the way comes back. If there is one again, it resumes.
 //! 4. Every socket is judged ([`judge`]). The dead are handed to the engine.
@@ -28,6 +28,7 @@
 
 use crate::driver::{QUESTION, Scene, Service, SocketView, Tokens};
 use crate::engine::{Engine, SocketId};
+use crate::host::dns::Check;
 use crate::host::{self, Applied};
 use crate::monitor::debounce::{Debounce, SleepWatch};
 use crate::monitor::{
@@ -47,6 +48,9 @@ use std::rc::Rc;
 /// How often it is looked at those who were put to the question, and for a way out while there is none.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// When name servers that another program may be replacing are looked at again.
+const NAMES_AGAIN: Duration = Duration::from_secs(1);
+
 /// The service. See the module's theory of operation.
 pub(super) struct NetworkService<M> {
     monitor: M,
@@ -57,6 +61,8 @@ pub(super) struct NetworkService<M> {
     debounce: Debounce,
     sleep: SleepWatch,
     state: NetworkState,
+    /// When to look again at name servers that another program may be replacing.
+    names: Option<Instant>,
     /// Since when there is no way out, and when it is looked again: another proxy may have been chosen meanwhile, of which no event tells.
     gone: Option<(Instant, Instant)>,
     /// Connections that leave by the interface of their address, although the routes say another.
@@ -130,6 +136,7 @@ impl<M: Monitor> NetworkService<M> {
             debounce,
             sleep,
             state,
+            names: None,
             gone: None,
             pinned: BTreeMap::new(),
             questioned: Vec::new(),
@@ -158,8 +165,11 @@ impl<M: Monitor> NetworkService<M> {
             }
         };
         let before = core::mem::replace(&mut self.state, state);
-        let only_state = Noticed { state: false, ..noticed } == Noticed::NOTHING;
-        if before == self.state && only_state {
+        let differs = before != self.state;
+        if differs || noticed.resolver {
+            self.check_names(now);
+        }
+        if !(differs || noticed.routes || noticed.own || noticed.woke) {
             return;
         }
         log::debug!("the network has changed: {noticed:?}, {:?}", self.state);
@@ -177,6 +187,12 @@ impl<M: Monitor> NetworkService<M> {
             let moved = before.defaults != self.state.defaults || before.addresses != self.state.addresses;
             self.weed(noticed.woke, rebound, moved, scene, now);
         }
+    }
+
+    /// Looks whether another program has replaced the machine's name servers, and again soon when it may be at it.
+    fn check_names(&mut self, now: Instant) {
+        let check = self.applied.as_ref().map(|applied| applied.borrow_mut().dns_check());
+        self.names = (check == Some(Check::Unsettled)).then_some(now + NAMES_AGAIN);
     }
 
     /// The default routes, for people.
@@ -413,7 +429,7 @@ impl<M: Monitor, D: Device> Service<D> for NetworkService<M> {
     fn poll_timeout(&self) -> Option<Instant> {
         let look = self.hearing.map(|hearing| hearing.look);
         let again = self.gone.map(|(_, again)| again);
-        [self.debounce.poll_timeout(), look, again].into_iter().flatten().min()
+        [self.debounce.poll_timeout(), look, again, self.names].into_iter().flatten().min()
     }
 
     fn handle_timeout(&mut self, scene: &mut Scene<'_, D>, now: Instant) {
@@ -421,6 +437,9 @@ impl<M: Monitor, D: Device> Service<D> for NetworkService<M> {
         self.take_news(now);
         if let Some(noticed) = self.debounce.poll(now) {
             self.look(noticed, scene, now);
+        }
+        if self.names.is_some_and(|at| at <= now) {
+            self.check_names(now);
         }
         if let Some((since, again)) = self.gone
             && again <= now
