@@ -487,6 +487,40 @@ fn a_second_run_is_refused_with_the_first_ones_process_id() {
     });
 }
 
+/// F22: no room for the locks, none for the journal, and a file system that cannot be written to.
+#[test]
+fn where_nothing_can_be_recorded_nothing_is_changed_and_the_error_says_what_to_do() {
+    in_namespace(|dir| {
+        // SAFETY: unshare touches no memory; the thread alone changes its namespace.
+        let left = unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_FS) };
+        assert_eq!(left, 0, "{}", std::io::Error::last_os_error());
+        run("mount", &["--make-rprivate", "/"]);
+        let disk = dir.path().with_file_name("disk");
+        std::fs::create_dir(&disk).unwrap();
+        let place = disk.display().to_string();
+        let full = RunDir::at(disk.join("run"));
+        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let before = machine();
+        // A page for each file that has something in it: the two locks and the journal.
+        for (size, what) in [("4k", "lock"), ("8k", "journal")] {
+            run("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "none", &place]);
+            let error = host::up_in(&full, &config(), TUN, &proxies(), None).unwrap_err();
+            assert_eq!(error.source.raw_os_error(), Some(libc::ENOSPC), "{error}");
+            assert!(error.what.contains(what) && error.remedy.contains("ZTUN_RUN_DIR"), "{error}");
+            assert_eq!(machine(), before);
+            assert_eq!(std::fs::read_dir(&disk).unwrap().count(), 0, "{what}");
+            run("umount", &[&place]);
+        }
+        run("mount", &["-t", "tmpfs", "-o", "ro", "none", &place]);
+        let error = host::up_in(&full, &config(), TUN, &proxies(), None).unwrap_err();
+        assert_eq!(error.source.raw_os_error(), Some(libc::EROFS), "{error}");
+        assert!(error.remedy.contains("ZTUN_RUN_DIR"), "{error}");
+        assert_eq!(machine(), before);
+        run("umount", &[&place]);
+        drop(tun);
+    });
+}
+
 /// F20
 #[test]
 fn changes_of_others_while_a_run_lasts_are_kept() {
@@ -728,7 +762,7 @@ fn connections_that_pass_the_tunnel_by_are_closed_and_others_live_on() {
         let mine = connecting("8.8.4.4:443");
         let _tun = Tun::open(TUN, 1400, false).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
-        let listed = || ip_less("ss", &["-Htn", "state", "syn-sent"]);
+        let listed = || run("ss", &["-Htn", "state", "syn-sent"]);
         assert!(listed().contains("8.8.8.8:443"), "{}", listed());
         let keep = |_, remote: std::net::SocketAddr| host::stays_outside(&config(), &proxies(), remote.ip());
         assert_eq!(host::reset_existing(TUN, &keep).unwrap(), 1);
@@ -750,7 +784,7 @@ impl Drop for Holder {
     }
 }
 
-fn ip_less(program: &str, arguments: &[&str]) -> String {
+fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap();
     assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
