@@ -52,13 +52,11 @@ impl Applied {
         if refreshed.made.iter().any(|change| matches!(change, Change::DnsSet(_))) {
             self.dns = upkeep(self.run.changes());
         }
-        let names = self.dns_check();
-        log::trace!("name servers: {names:?}");
         Ok(refreshed)
     }
 
-    /// Looks whether the machine still uses the name servers that it was given, and sees to it that it does. [`Applied::refresh`] does so too,
-    /// for when something has changed; besides it is to be called every 30 s, and again in a second when it says so.
+    /// Looks whether the machine still uses the name servers that it was given, and sees to it that it does. To be called when
+    /// `/etc/resolv.conf` or the network has changed, and every 30 s; again in a second when it says so.
     pub fn dns_check(&mut self) -> Check {
         self.dns.as_mut().map_or(Check::Kept, Upkeep::check)
     }
