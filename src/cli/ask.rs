@@ -111,14 +111,13 @@ fn sockets() -> Vec<PathBuf> {
 
 /// Nobody can be asked.
 fn refused(path: &Path, error: &io::Error) -> Error {
-    let remedy = match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            "no ztun runs there: start one, or name the one that does with --tun NAME or --control PATH"
-        }
-        io::ErrorKind::PermissionDenied => {
-            "ask as the user that ztun runs as, or as root (`sudo ztun status`)"
-        }
-        _ => "look whether a ztun runs (`ps -C ztun`)",
+    let kind = error.kind();
+    let remedy = if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+        "no ztun runs there: start one, or name the one that does with --tun NAME or --control PATH"
+    } else if kind == io::ErrorKind::PermissionDenied {
+        "ask as the user that ztun runs as, or as root (`sudo ztun status`)"
+    } else {
+        "look whether a ztun runs (`ps -C ztun`)"
     };
     Error::system(1, &format!("cannot ask ztun at {}", path.display()), error, remedy)
 }
