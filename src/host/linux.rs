@@ -12,6 +12,7 @@ use super::change::{
 use super::netlink::Netlink;
 use super::plan::{FIRST_PREFERENCE, Have, Ipv6, LAST_PREFERENCE};
 use super::run::Outcome;
+use super::standin;
 use crate::config::Cidr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
@@ -200,11 +201,15 @@ fn added(netlink: &mut Netlink, change: &Change, result: io::Result<()>) -> io::
     }
 }
 
-fn set_ipv6(device: &str, value: &str) -> io::Result<Outcome> {
+pub(super) fn set_ipv6(device: &str, value: &str) -> io::Result<Outcome> {
     fs::write(format!("{IPV6_SETTINGS}/{device}/disable_ipv6"), value).map(|()| Outcome::Done)
 }
 
-fn set_link(netlink: &mut Netlink, device: &str, set: impl FnOnce(&mut LinkMessage)) -> io::Result<Outcome> {
+pub(super) fn set_link(
+    netlink: &mut Netlink,
+    device: &str,
+    set: impl FnOnce(&mut LinkMessage),
+) -> io::Result<Outcome> {
     let mut message = LinkMessage::default();
     message.header.index = index_of(device)?;
     set(&mut message);
@@ -218,7 +223,7 @@ fn family(family: Family) -> AddressFamily {
     }
 }
 
-fn address_message(address: &Address) -> io::Result<AddressMessage> {
+pub(super) fn address_message(address: &Address) -> io::Result<AddressMessage> {
     let net = &address.address;
     let mut message = AddressMessage::default();
     message.header.family = family(Family::of(net));
@@ -234,7 +239,7 @@ fn address_message(address: &Address) -> io::Result<AddressMessage> {
     Ok(message)
 }
 
-fn route_message(route: &Route) -> io::Result<RouteMessage> {
+pub(super) fn route_message(route: &Route) -> io::Result<RouteMessage> {
     let net = &route.destination;
     let mut message = RouteMessage::default();
     message.header.address_family = family(Family::of(net));
@@ -401,6 +406,8 @@ fn own_route(message: &RouteMessage) -> Option<Change> {
         match attribute {
             RouteAttribute::Table(value) => table = *value,
             RouteAttribute::Oif(value) => index = Some(*value),
+            // It dies with the process that made it.
+            RouteAttribute::Priority(standin::METRIC) => return None,
             RouteAttribute::Destination(RouteAddress::Inet(addr)) => destination = Some(IpAddr::V4(*addr)),
             RouteAttribute::Destination(RouteAddress::Inet6(addr)) => destination = Some(IpAddr::V6(*addr)),
             _ => {}

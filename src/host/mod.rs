@@ -51,6 +51,8 @@ mod session;
 #[cfg(target_os = "linux")]
 mod socket;
 #[cfg(target_os = "linux")]
+mod standin;
+#[cfg(target_os = "linux")]
 pub use existing::{reset_existing, stays_outside};
 #[cfg(target_os = "linux")]
 pub use linux::index_of as interface_index;
@@ -64,6 +66,8 @@ pub use report::{Report, Step};
 pub use run::{Outcome, Refreshed};
 #[cfg(target_os = "linux")]
 pub use session::{Applied, dry_run, holder, left_behind, restore, restore_in, restore_own, up, up_in};
+#[cfg(target_os = "linux")]
+pub use standin::stand_in_name;
 
 #[cfg(not(target_os = "linux"))]
 mod unsupported;

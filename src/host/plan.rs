@@ -292,7 +292,10 @@ fn outside(have: &Have, want: &Want, family: Family) -> Vec<Rule> {
     // IPv6 takes no for no answer: where a lookup without a source is refused, the kernel chooses one of the machine's addresses and asks again with it
     // (RFC 6724).
     let refusing = family == Family::V6 && (want.kill_switch || want.is_refused(family));
-    for net in have.own_addresses.iter().map(|&addr| Cidr::host(addr)).filter(ours) {
+    // The device's own addresses are on its stand-in as well.
+    let given = || want.addresses.iter().chain([&DEFAULT_V4, &DEFAULT_V6]);
+    let foreign = |addr: &&IpAddr| !given().any(|net| net.addr == **addr);
+    for net in have.own_addresses.iter().filter(foreign).map(|&addr| Cidr::host(addr)).filter(ours) {
         add(FROM_OWN_ADDRESS, if refusing { Selector::Services(net) } else { Selector::From(net) }, main);
     }
     for net in noise(family).into_iter().chain(networks) {

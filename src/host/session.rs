@@ -11,7 +11,9 @@ use super::plan::{Want, plan};
 use super::remedy::failed;
 use super::report::Report;
 use super::run::{self, Host, Refreshed, Run};
+use super::standin;
 use crate::config::HostPlanConfig;
+use crate::netlink::Netlink;
 use std::io;
 use std::net::IpAddr;
 
@@ -59,6 +61,15 @@ impl Applied {
     /// `/etc/resolv.conf` or the network has changed, and every 30 s; again in a second when it says so.
     pub fn dns_check(&mut self) -> Check {
         self.dns.as_mut().map_or(Check::Kept, Upkeep::check)
+    }
+
+    /// Makes `device`, which exists and dies with this process, take the place of the first while that one is gone.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; what there is of it then does no harm.
+    pub fn stand_in(&self, device: &str) -> io::Result<()> {
+        standin::stand_in(&mut Netlink::route()?, device, self.run.changes())
     }
 
     /// The changes of this run that are not in the kernel, because another program undid them.

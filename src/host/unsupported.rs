@@ -32,6 +32,11 @@ impl Applied {
         match *self {}
     }
 
+    /// A second device.
+    pub fn stand_in(&self, _device: &str) -> io::Result<()> {
+        match *self {}
+    }
+
     /// What is missing.
     pub fn verify(&mut self) -> io::Result<Vec<Change>> {
         match *self {}
@@ -176,4 +181,9 @@ pub fn reset_existing(_device: &str, _keep: &dyn Fn(SocketAddr, SocketAddr) -> b
 /// Everything does.
 pub fn stays_outside(_config: &HostPlanConfig, _proxies: &[IpAddr], _remote: IpAddr) -> bool {
     true
+}
+
+/// The name of the stand-in of `device`.
+pub fn stand_in_name(device: &str) -> String {
+    device.into()
 }

@@ -24,6 +24,8 @@ pub(super) struct Machine {
     name: String,
     /// The kernel's number of the device: another one under the same name is another device.
     index: Option<u32>,
+    /// What takes the device's place while it is gone.
+    stand_in: Option<Tun>,
     /// What became of each change, for the report.
     items: Vec<CleanupItem>,
 }
@@ -39,6 +41,7 @@ impl Machine {
             waiter,
             applied: None,
             index: None,
+            stand_in: None,
             items: Vec::new(),
         }
     }
@@ -66,6 +69,26 @@ impl Machine {
     /// The local proxy again, for who tells its flows.
     pub(super) fn take_local(&mut self) -> Option<LocalProxy> {
         self.local.take()
+    }
+
+    /// Has a second device ready for when the first is gone. Without it the run is the same but for that moment.
+    fn stand_by(&mut self, applied: &Applied) {
+        let host = &self.config.host;
+        if host.no_route || host.kill_switch || !self.renewable() {
+            return;
+        }
+        let name = host::stand_in_name(&self.name);
+        let made = Tun::open(&name, host.mtu, false).map_err(|error| error.to_string()).and_then(|tun| {
+            applied.stand_in(tun.name()).map_err(|error| error.to_string())?;
+            Ok(tun)
+        });
+        match made {
+            Ok(tun) => self.stand_in = Some(tun),
+            Err(error) => log::warn!(
+                "no device to stand in for {}: {error}; if somebody deletes that one, packets pass the tunnel by until it is made anew",
+                self.name
+            ),
+        }
     }
 
     fn remember(&mut self, device: &Tun) {
@@ -98,7 +121,9 @@ impl Backend for Machine {
         self.remember(device);
         let proxies = proxy_addresses(&self.config);
         let applied = host::up(&self.config.host, &self.name, &proxies, self.local.as_ref());
-        self.applied = Some(Rc::new(RefCell::new(applied.map_err(host_error)?)));
+        let applied = applied.map_err(host_error)?;
+        self.stand_by(&applied);
+        self.applied = Some(Rc::new(RefCell::new(applied)));
         Ok(())
     }
 
@@ -109,6 +134,7 @@ impl Backend for Machine {
     }
 
     fn unconfigure(&mut self) -> Vec<String> {
+        self.stand_in = None;
         let Some(applied) = &self.applied else { return Vec::new() };
         let report = applied.borrow_mut().down();
         let mut failed = report.problems.clone();

@@ -101,11 +101,17 @@ pub fn dry_run(config: &Config) -> Result<String, RunError> {
     egress_index(config)?;
     let locals = local_proxies(config)?;
     let changes = host::dry_run(&config.host, &config.host.tun, &proxy_addresses(config), locals.first())?;
-    Ok(match config.host.tun_fd {
-        Some(_) => changes,
-        None => format!(
-            "device add {0}\n    undo: device del {0}, by the kernel when ztun ends\n{changes}",
-            config.host.tun
-        ),
-    })
+    if config.host.tun_fd.is_some() {
+        return Ok(changes);
+    }
+    let host = &config.host;
+    let device = |name: &str| {
+        format!("device add {name}\n    undo: device del {name}, by the kernel when ztun ends\n")
+    };
+    let stand_in = if host.no_route || host.kill_switch {
+        String::new()
+    } else {
+        device(&host::stand_in_name(&host.tun))
+    };
+    Ok(device(&host.tun) + &changes + &stand_in)
 }
