@@ -165,20 +165,17 @@ impl Drop for Child {
 pub struct Other(OwnedFd);
 
 impl Other {
-    /// The process `pid`.
-    ///
-    /// # Errors
-    ///
-    /// ESRCH when there is none.
-    pub fn open(pid: u32) -> io::Result<Other> {
+    /// The process `pid`, if there is one.
+    pub fn open(pid: u32) -> io::Result<Option<Other>> {
         // SAFETY: pidfd_open takes numbers.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         if fd < 0 {
-            return Err(io::Error::last_os_error());
+            let error = io::Error::last_os_error();
+            return if error.raw_os_error() == Some(libc::ESRCH) { Ok(None) } else { Err(error) };
         }
         let fd = libc::c_int::try_from(fd).expect("a descriptor is an int");
         // SAFETY: the descriptor was just made, and nobody else has it.
-        Ok(Other(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Some(Other(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
 
     /// Asks it to end.

@@ -17,7 +17,7 @@ pub(super) fn clear(device: &str, replace: bool) -> Result<(), RunError> {
     if !replace {
         return Err(RunError::Machine {
             what: format!("another ztun, process {}, has the device {device}", holder.pid),
-            source: io::Error::from_raw_os_error(libc::EBUSY),
+            source: io::ErrorKind::ResourceBusy.into(),
             remedy: "stop it, take over from it with --replace, or choose another --tun".into(),
         });
     }
@@ -30,12 +30,8 @@ pub(super) fn clear(device: &str, replace: bool) -> Result<(), RunError> {
 
 /// Ends a process in order, or by force after [`RESTART_LIMIT`].
 fn end(holder: Holder) -> io::Result<()> {
-    let other = match Other::open(holder.pid) {
-        Ok(other) => other,
-        // It has ended by itself.
-        Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-        Err(error) => return Err(error),
-    };
+    // None: it has ended by itself.
+    let Some(other) = Other::open(holder.pid)? else { return Ok(()) };
     // What the descriptor leads to is looked at once more: the number may have been another process's by then.
     if !holder.is_alive() {
         return Ok(());
@@ -50,5 +46,5 @@ fn end(holder: Holder) -> io::Result<()> {
     if other.wait(KILL_LIMIT)? {
         return Ok(());
     }
-    Err(io::Error::from_raw_os_error(libc::ETIMEDOUT))
+    Err(io::ErrorKind::TimedOut.into())
 }
