@@ -581,22 +581,21 @@ struct Ztun(std::process::Child);
 
 impl Ztun {
     fn start(dir: &RunDir) -> Ztun {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_ztun"))
+        let child = Command::new(env!("CARGO_BIN_EXE_ztun"))
             .args(["--socks5", "203.0.113.9:1080", "--kill-switch", "--tun", TUN])
             .env("ZTUN_RUN_DIR", dir.path())
             .env_remove("RUST_LOG")
             .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+            .spawn();
+        let mut ztun = Ztun(child.unwrap());
         let mut said = String::new();
-        loop {
-            let line = lines.next().unwrap_or_else(|| panic!("ztun has ended: {said}")).unwrap();
-            said.push_str(&line);
-            if line.contains("ready") {
-                return Ztun(child);
+        for line in BufReader::new(ztun.0.stderr.take().unwrap()).lines() {
+            said.push_str(&line.unwrap());
+            if said.contains("ready") {
+                return ztun;
             }
         }
+        panic!("ztun has ended: {said}");
     }
 }
 

@@ -58,7 +58,19 @@ impl Host for Machine {
             }
             Change::DnsSet(names) => Ok(dns::set(&Places::standard(), names)),
             Change::DnsRestore(names) => dns::restore(&Places::standard(), names),
-            other => linux::apply(&mut self.netlink, other),
+            Change::Ipv6On { .. }
+            | Change::Ipv6Off { .. }
+            | Change::AddressAdd(_)
+            | Change::AddressDelete(_)
+            | Change::MtuSet { .. }
+            | Change::LinkUp { .. }
+            | Change::LinkDown { .. }
+            | Change::RouteAdd(_)
+            | Change::RouteDelete(_)
+            | Change::UnreachableAdd(_)
+            | Change::UnreachableDelete(_)
+            | Change::RuleAdd(_)
+            | Change::RuleDelete(_) => linux::apply(&mut self.netlink, change),
         }
     }
 

@@ -212,9 +212,12 @@ impl Host for Fake {
         let kernel = &self.0.borrow().kernel;
         let names = kernel.names.iter().cloned().map(Change::DnsRestore);
         // Of a filter the kernel shows its kind only.
-        let shown = |undo: Change| match undo {
-            Change::FilterDelete(filter) => Change::FilterDelete(unknown(filter.hook)),
-            other => other,
+        let shown = |undo: Change| {
+            if let Change::FilterDelete(filter) = undo {
+                Change::FilterDelete(unknown(filter.hook))
+            } else {
+                undo
+            }
         };
         let mut undos: Vec<Change> =
             kernel.ours.iter().map(|change| shown(change.undo())).chain(names).collect();
