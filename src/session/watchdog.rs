@@ -37,10 +37,11 @@ impl Watchdog {
     /// The system refuses a thread or a pipe.
     pub(super) fn start(host: &HostPlanConfig) -> io::Result<Watchdog> {
         let signals = Signals::new()?;
+        let asked = signals.waiter()?;
         let (disarm, disarmed) = std::os::unix::net::UnixStream::pair()?;
         let disarmed = Waiter::on(disarmed);
         let host = host.clone();
-        let body = move || watch(signals, &disarmed, &host);
+        let body = move || watch(signals, &asked, &disarmed, &host);
         #[allow(clippy::disallowed_methods, reason = "what watches the loop cannot run in it")]
         let thread = std::thread::Builder::new().name("ztun-watchdog".into()).spawn(body)?;
         Ok(Watchdog { disarm, thread })
@@ -56,8 +57,7 @@ impl Watchdog {
 }
 
 /// Waits for the end of the run, or for the end of its time.
-fn watch(mut signals: Signals, disarmed: &Waiter, host: &HostPlanConfig) {
-    let Ok(asked) = signals.waiter() else { return };
+fn watch(mut signals: Signals, asked: &Waiter, disarmed: &Waiter, host: &HostPlanConfig) {
     let clock = Clock::new();
     let mut deadline = None;
     loop {

@@ -4,7 +4,7 @@ use crate::world::*;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The capabilities that `docs/adr/0014-privileges.md` lists, as setpriv(1) calls them.
+/// The capabilities that `docs/adr/0016-privileges.md` lists, as setpriv(1) calls them.
 const UNIT: &str = "-all,+net_admin,+sys_ptrace,+dac_read_search,+dac_override,+chown,+fowner";
 
 /// A resolv.conf that a namespace has for itself, another user's, mounted by `ip netns exec`.
