@@ -35,7 +35,7 @@ pub const PROXY: &str = "10.77.0.2:1080";
 /// How long a test waits for anything before it fails.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a shell line or a thread may take: a gigabyte on a busy machine.
-const LONGEST: Duration = Duration::from_secs(180);
+pub const LONGEST: Duration = Duration::from_secs(180);
 /// Names of namespaces are this, the test program's process id, a number and a role.
 const PREFIX: &str = "ztun-test-";
 
