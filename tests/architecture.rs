@@ -533,7 +533,17 @@ fn sources() -> BTreeMap<String, String> {
     let src = root().join("src");
     let text = |path: &PathBuf| fs::read_to_string(path).expect("a source file");
     let name = |path: &PathBuf| path.strip_prefix(&src).expect("below src").to_string_lossy().into_owned();
-    files_below(&src, "rs").iter().map(|path| (name(path), text(path))).collect()
+    let shipped = |path: &&PathBuf| !is_test_module(path);
+    files_below(&src, "rs").iter().filter(shipped).map(|path| (name(path), text(path))).collect()
+}
+
+/// Whether the file is `NAME/tests.rs`, and `NAME.rs` or `NAME/mod.rs` has it for tests only.
+fn is_test_module(path: &Path) -> bool {
+    let Some(folder) = path.parent().filter(|_| path.ends_with("tests.rs")) else { return false };
+    [folder.with_extension("rs"), folder.join("mod.rs")]
+        .iter()
+        .filter_map(|parent| fs::read_to_string(parent).ok())
+        .any(|text| text.contains("#[cfg(test)]\nmod tests;"))
 }
 
 #[test]
