@@ -129,8 +129,16 @@ fn ip(line: &str) -> String {
 }
 
 /// Everything that could be changed, as iproute2 prints it.
+/// What `ip` shows of the machine, but for the carriers of its links: the kernel tells of those some time after they have changed.
 fn machine() -> String {
-    ["rule", "-6 rule", "route show table all", "-6 route show table all", "addr", "link"].map(ip).concat()
+    let shown = ["rule", "-6 rule", "route show table all", "-6 route show table all", "addr", "link"]
+        .map(ip)
+        .concat();
+    let mut text = shown.replace(" linkdown", "").replace(",LOWER_UP", "").replace("NO-CARRIER,", "");
+    for state in ["UP", "DOWN", "LOWERLAYERDOWN", "UNKNOWN"] {
+        text = text.replace(&format!(" state {state} "), " ");
+    }
+    text
 }
 
 /// A program that is killed, and waited for, at the end.

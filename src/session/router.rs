@@ -10,8 +10,9 @@ use super::state::{Work, nested};
 use super::watchdog;
 use super::{Ended, RunError, network, notify, probe, replace};
 use crate::config::Config;
-use crate::driver::{Clock, Driver, Exit, Parts, Service, Signals, Waiter};
+use crate::driver::{Clock, Driver, EgressBinding, Exit, Parts, Service, Signals, Waiter};
 use crate::engine::Engine;
+use crate::host::LocalProxy;
 use crate::host::change::PROTOCOL;
 use crate::monitor::Own;
 use crate::time::{Duration, Instant};
@@ -75,16 +76,40 @@ impl Router {
         if let Ok(machine) = tun.borrow_mut().backend() {
             locals.splice(..0, machine.take_local());
         }
+        let built = self.build(device, &tun, locals, outside, binding, signals);
+        if built.is_err() {
+            // Not left to a drop, which keeps a kill switch in place.
+            if let Err(error) = tun.borrow_mut().force_cleanup(None) {
+                log::error!("{error}");
+            }
+        }
+        built.map(Some)
+    }
+
+    /// The loop on a device that is up.
+    fn build(
+        &self,
+        device: Tun,
+        tun: &Rc<RefCell<ManagedTun<Machine>>>,
+        mut locals: Vec<LocalProxy>,
+        outside: Asked,
+        binding: EgressBinding,
+        signals: Signals,
+    ) -> Result<SetUp, RunError> {
+        let config = &self.config;
+        if config.reset_existing {
+            setup::reset_existing(config, device.name(), &mut locals)?;
+        }
         let locals = setup::told_by_flow(config, locals);
         let identify = !locals.borrow().is_empty();
         let mut engine = setup::engine(config, &device, identify)?;
         let lost = Rc::new(RefCell::new(None));
-        let mut services = self.services(&tun, &device, &lost, &mut engine);
+        let mut services = self.services(tun, &device, &lost, &mut engine);
         services.extend(outside.services(config, tun.borrow_mut().machine(), &locals, self.clock));
         let owner = Some(owner(&locals));
         let parts = Parts { device, engine, binding, owner, watch: None, services };
         let driver = setup::build(parts, signals, self.clock)?;
-        Ok(Some(SetUp { driver, tun, lost }))
+        Ok(SetUp { driver, tun: Rc::clone(tun), lost })
     }
 
     /// What the loop drives besides packets and sockets.

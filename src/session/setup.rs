@@ -148,6 +148,28 @@ pub(super) fn local_proxies(config: &Config) -> Result<Vec<LocalProxy>, RunError
 /// Proxies of this machine whose flows are told flow by flow; more may come while a run lasts.
 pub(super) type Locals = Rc<RefCell<Vec<LocalProxy>>>;
 
+/// Closes the connections that pass the tunnel `device` by, but for those that are to, and those of `locals`.
+pub(super) fn reset_existing(
+    config: &Config,
+    device: &str,
+    locals: &mut [LocalProxy],
+) -> Result<(), RunError> {
+    let proxies = proxy_addresses(config);
+    let locals = RefCell::new(locals);
+    let keep = |local: SocketAddr, remote: SocketAddr| {
+        host::stays_outside(&config.host, &proxies, remote.ip())
+            || locals.borrow_mut().iter_mut().any(|proxy| proxy.owns(Proto::Tcp, local, remote))
+    };
+    let closed = host::reset_existing(device, &keep).map_err(machine(
+        "cannot close the connections that were opened before",
+        "start without --reset-existing: they go on outside the tunnel until their programs open new ones",
+    ))?;
+    log::info!(
+        "{closed} connections that were opened before are closed, to be opened again through the tunnel"
+    );
+    Ok(())
+}
+
 /// The local proxies whose flows are to be told; none when a routing rule does that for them.
 pub(super) fn told_by_flow(config: &Config, locals: Vec<LocalProxy>) -> Locals {
     let by_rule = usize::from(locals.first().is_some_and(|local| local.exclusive_uid().is_some()));

@@ -177,6 +177,30 @@ fn a_new_one_takes_over_when_it_is_asked_to() {
     assert_eq!(alone.stop(), Some(0));
 }
 
+/// Issue 3, item 7: connections that were opened before go on outside, or with `--reset-existing` are closed, but for those that are to stay: the local
+/// proxy's own, and those to services of this machine.
+#[test]
+fn connections_from_before_are_closed_when_that_is_asked_for() {
+    let Some(world) = world() else { return };
+    let _proxy = world.microsocks(&world.client, "127.0.0.1:1080");
+    world.echo(&format!("{TARGET}:7"));
+    let service = world.client.listen("10.77.0.1:2222");
+    let mut before = world.client.connect(&format!("{TARGET}:7")).unwrap();
+    let mut user = world.server.connect("10.77.0.1:2222").unwrap();
+    let (mut served, _) = accept(&service);
+    let mut ztun = world.ztun("--socks5 127.0.0.1:1080");
+    talk(&mut before).unwrap();
+    assert_eq!(ztun.stop(), Some(0));
+    let mut ztun = world.ztun("--socks5 127.0.0.1:1080 --reset-existing");
+    assert!(talk(&mut before).is_err());
+    assert!(ztun.log().contains("1 connections that were opened before"), "{}", ztun.log());
+    user.write_all(b"still here").unwrap();
+    let mut got = [0; 10];
+    std::io::Read::read_exact(&mut served, &mut got).unwrap();
+    talk(&mut world.client.connect(&format!("{TARGET}:7")).unwrap()).unwrap();
+    assert_eq!(ztun.stop(), Some(0));
+}
+
 /// F22: without the privilege, or without a place for the journal, it says so with status 3 and has changed nothing.
 #[test]
 fn what_the_machine_refuses_is_said_and_nothing_is_half_done() {
