@@ -323,11 +323,11 @@ fn rules_and_routes_that_somebody_deletes_are_made_again() {
     let before = world.client.state();
     let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
     let rules = world.client.ok("ip rule");
-    let routes = world.client.ok("ip route show table 31348");
+    let into_device = || world.client.ok("ip route show table 31348 dev ztun0");
+    let routes = into_device();
+    assert!(!routes.is_empty());
     world.client.ok("ip rule del pref 5210 && ip rule del pref 5200 && ip route flush table 31348");
-    until("they are there again", || {
-        world.client.ok("ip rule") == rules && world.client.ok("ip route show table 31348") == routes
-    });
+    until("they are there again", || world.client.ok("ip rule") == rules && into_device() == routes);
     echo(&world);
     assert_eq!(ztun.stop(), Some(0));
     assert_eq!(world.client.state(), before);
