@@ -50,7 +50,7 @@ pub struct Options {
 pub fn examine(config: &Config, options: &Options) -> Vec<Check> {
     let mut checks = system::examine(config);
     let mut ipv6 = options.ipv6;
-    match Network::read() {
+    match Network::read(&config.host.tun) {
         Ok(network) => {
             ipv6 &= network.has_ipv6();
             checks.extend(network.examine(config, &network::routes(config)));

@@ -9,6 +9,7 @@ use crate::dns::address::is_local;
 use crate::host::change::{Family, MAIN_TABLE, TABLE};
 use crate::host::observe::{self, Interface, SeenRoute, SeenRule};
 use crate::host::plan::FIRST_PREFERENCE;
+use crate::host::stand_in_name;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -35,9 +36,12 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Reads it.
-    pub(super) fn read() -> io::Result<Network> {
-        let interfaces = observe::interfaces()?;
+    /// Reads it, but for what a run on the device `tun` keeps ready for it.
+    pub(super) fn read(tun: &str) -> io::Result<Network> {
+        let mut interfaces = observe::interfaces()?;
+        let stand_in = stand_in_name(tun);
+        let hidden = interfaces.iter().find(|interface| interface.name == stand_in).map(|found| found.index);
+        interfaces.retain(|interface| Some(interface.index) != hidden);
         let mut rules = observe::rules(Family::V4)?;
         // A kernel without IPv6 has none of its rules.
         rules.extend(observe::rules(Family::V6).unwrap_or_default());
@@ -53,7 +57,9 @@ impl Network {
         };
         let strict = interfaces.iter().filter(is_strict).map(|interface| interface.name.clone()).collect();
         let ipv6_off = setting("ipv6/conf/all/disable_ipv6").map(|value| value != 0);
-        let (addresses, routes) = (observe::addresses()?, observe::routes()?);
+        let (mut addresses, mut routes) = (observe::addresses()?, observe::routes()?);
+        addresses.retain(|(index, _)| Some(*index) != hidden);
+        routes.retain(|route| route.interface.is_none() || route.interface != hidden);
         Ok(Network { interfaces, addresses, routes, rules, strict, ipv6_off })
     }
 
