@@ -70,6 +70,30 @@ fn ipv6_off_is_refused_and_does_not_leak() {
     assert!(seen_from(&world, "203.0.113.10:90").is_ok());
 }
 
+/// F23, RFC 7359: the proxy has IPv4 only and the machine both: IPv6 fails at once, by the proxy's own answer, and nothing of it takes the wire.
+#[test]
+fn a_proxy_without_ipv6_fails_at_once_and_nothing_leaks() {
+    let Some(world) = world() else { return };
+    let _proxy = world.embedded(&world.server, PROXY);
+    world.server.ok("nft 'add table inet leak; add counter inet leak c; \
+         add chain inet leak in { type filter hook prerouting priority -300; }; \
+         add rule inet leak in iifname eth0 ip6 daddr 2001:db8:1::/48 counter name c'");
+    let nothing = || world.server.ok("nft list counter inet leak c").contains("packets 0 ");
+    // Without the tunnel it would take the wire.
+    let target: std::net::SocketAddr = "[2001:db8:1::1]:90".parse().unwrap();
+    world.client.datagrams("[::]:0").send_to(b"x", target).unwrap();
+    until("the counter counts", || !nothing());
+    world.server.ok("nft reset counter inet leak c");
+    let _ztun = world.ztun(&format!("--socks5 {PROXY}"));
+    for _ in 0..5 {
+        let refused = world.client.connect("[2001:db8:1::1]:90").unwrap_err();
+        assert_ne!(refused.kind(), std::io::ErrorKind::TimedOut, "{refused}");
+    }
+    world.client.datagrams("[::]:0").send_to(b"x", target).unwrap();
+    assert!(seen_from(&world, "203.0.113.10:90").is_ok());
+    assert!(nothing(), "nothing came by the wire");
+}
+
 /// F4: a proxy that cannot be reached is passed over for the next one.
 #[test]
 fn the_next_proxy_takes_over() {
