@@ -70,15 +70,8 @@ pub fn fork(body: impl FnOnce() -> u8) -> io::Result<Child> {
         unsafe { libc::_exit(code.into()) }
     }
     let mut child = Child { pid, pidfd: None, ended: false };
-    // SAFETY: pidfd_open takes numbers; the child is ours and has not been waited for, so its number is its own.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    if fd < 0 {
-        // Dropped, the child is killed.
-        return Err(io::Error::last_os_error());
-    }
-    let fd = libc::c_int::try_from(fd).expect("a descriptor is an int");
-    // SAFETY: the descriptor was just made, and nobody else has it.
-    child.pidfd = Some(unsafe { OwnedFd::from_raw_fd(fd) });
+    // Dropped, the child is killed. It has not been waited for, so its number is its own.
+    child.pidfd = Some(pidfd_open(pid)?);
     Ok(child)
 }
 
@@ -134,16 +127,11 @@ impl Child {
     /// Waits for the child's end, at most for `limit`; `None` when it has not ended by then, or when a signal came first.
     pub fn wait_for(&mut self, limit: Duration) -> io::Result<Option<ExitStatus>> {
         let fd = self.pidfd.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-        let mut watched = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let milliseconds = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: the pointer is to one live pollfd, as the count says.
-        match unsafe { libc::poll(&raw mut watched, 1, milliseconds) } {
-            0 => Ok(None),
-            1.. => self.wait().map(Some),
-            _ => {
-                let error = io::Error::last_os_error();
-                if error.kind() == io::ErrorKind::Interrupted { Ok(None) } else { Err(error) }
-            }
+        match has_ended(fd, limit) {
+            Ok(true) => self.wait().map(Some),
+            Ok(false) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+            Err(error) => Err(error),
         }
     }
 }
@@ -167,15 +155,12 @@ pub struct Other(OwnedFd);
 impl Other {
     /// The process `pid`, if there is one.
     pub fn open(pid: u32) -> io::Result<Option<Other>> {
-        // SAFETY: pidfd_open takes numbers.
-        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-        if fd < 0 {
-            let error = io::Error::last_os_error();
-            return if error.raw_os_error() == Some(libc::ESRCH) { Ok(None) } else { Err(error) };
+        let Ok(number) = libc::pid_t::try_from(pid) else { return Ok(None) };
+        match pidfd_open(number) {
+            Ok(fd) => Ok(Some(Other(fd))),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => Err(error),
         }
-        let fd = libc::c_int::try_from(fd).expect("a descriptor is an int");
-        // SAFETY: the descriptor was just made, and nobody else has it.
-        Ok(Some(Other(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
 
     /// Asks it to end.
@@ -197,14 +182,31 @@ impl Other {
 
     /// Waits for its end, at most for `limit`: whether it has ended.
     pub fn wait(&self, limit: Duration) -> io::Result<bool> {
-        let mut watched = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let milliseconds = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
-        // SAFETY: the pointer is to one live pollfd, as the count says.
-        match unsafe { libc::poll(&raw mut watched, 1, milliseconds) } {
-            0 => Ok(false),
-            1.. => Ok(true),
-            _ => Err(io::Error::last_os_error()),
-        }
+        has_ended(&self.0, limit)
+    }
+}
+
+/// A descriptor of the process `pid`, which becomes readable when it ends.
+fn pidfd_open(pid: libc::pid_t) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes numbers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = libc::c_int::try_from(fd).expect("a descriptor is an int");
+    // SAFETY: the descriptor was just made, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Waits for the end of the process that `pidfd` leads to, at most for `limit`: whether it has ended. A signal is an error (EINTR).
+fn has_ended(pidfd: &OwnedFd, limit: Duration) -> io::Result<bool> {
+    let mut watched = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let milliseconds = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the pointer is to one live pollfd, as the count says.
+    match unsafe { libc::poll(&raw mut watched, 1, milliseconds) } {
+        0 => Ok(false),
+        1.. => Ok(true),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

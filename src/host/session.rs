@@ -163,8 +163,12 @@ pub fn restore_in(dir: &RunDir, device: &str) -> Result<Report, HostError> {
     Ok(report)
 }
 
-/// What a run of this process on `device` has changed is undone without its help, and without its lock: that run hangs.
+/// What a run of this process on `device` has changed is undone without its help: that run hangs, and has the lock. Without the lock it has changed nothing, and
+/// what there is may be another's.
 pub fn restore_own(device: &str, no_route: bool) -> Result<Report, HostError> {
+    if holder(device).is_none_or(|holder| holder.pid != std::process::id()) {
+        return Ok(Report::default());
+    }
     let mut journal = FileJournal::new(&RunDir::standard(), device);
     Ok(run::restore(&mut open_machine()?, &mut journal, device, !no_route))
 }

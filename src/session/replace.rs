@@ -9,11 +9,11 @@ use std::io;
 /// What a process that was killed has until the kernel has taken it down, L-2.
 const KILL_LIMIT: Duration = Duration::from_millis(500);
 
-/// Makes sure that no other ztun has `device`: one that has is ended, when `replace` says so, or is an error.
+/// Makes sure that no other ztun has `device`: one that has is ended, when `replace` says so, or is an error. `false` when a signal came meanwhile.
 ///
 /// What one that had to be killed has left is undone by the start that follows.
-pub(super) fn clear(device: &str, replace: bool) -> Result<(), RunError> {
-    let Some(holder) = host::holder(device) else { return Ok(()) };
+pub(super) fn clear(device: &str, replace: bool) -> Result<bool, RunError> {
+    let Some(holder) = host::holder(device) else { return Ok(true) };
     if !replace {
         return Err(RunError::Machine {
             what: format!("another ztun, process {}, has the device {device}", holder.pid),
@@ -21,11 +21,16 @@ pub(super) fn clear(device: &str, replace: bool) -> Result<(), RunError> {
             remedy: "stop it, take over from it with --replace, or choose another --tun".into(),
         });
     }
-    end(holder).map_err(|source| RunError::Machine {
+    let failed = |source| RunError::Machine {
         what: format!("cannot end the ztun that has the device {device}, process {}", holder.pid),
         source,
         remedy: format!("end it yourself: `sudo kill -9 {0}`, then `sudo ztun restore`", holder.pid),
-    })
+    };
+    match end(holder) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Ends a process in order, or by force after [`RESTART_LIMIT`].

@@ -63,7 +63,9 @@ impl Router {
         if stop_asked(&asked) {
             return Ok(None);
         }
-        replace::clear(&config.host.tun, config.replace)?;
+        if !replace::clear(&config.host.tun, config.replace)? {
+            return Ok(None);
+        }
         // After the one that is replaced has let go of them, and before anything is changed.
         let outside = Asked::listen(config, &binding, self.clock)?;
         let machine = Machine::new(config, first, self.clock, waiter()?);

@@ -288,6 +288,24 @@ fn a_loop_that_hangs_is_ended_with_the_machine_restored() {
     drop(reader);
 }
 
+/// L-6: one that is asked to stop while it waits for a proxy that does not answer is gone in time, and undoes nothing of the one that runs.
+#[test]
+fn one_that_never_started_undoes_nothing_of_another() {
+    let Some(world) = world() else { return };
+    let _proxy = world.embedded(&world.server, PROXY);
+    world.echo(&format!("{TARGET}:7"));
+    let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
+    let during = world.client.state();
+    let mut command = world.client.command(ZTUN);
+    command.args(["--socks5", &format!("{SILENT}:1080"), "--require-proxy", "--connect-timeout", "60s"]);
+    let mut second = world.start(command);
+    until("it asks the proxy", || world.client.ok("ss -Htn state syn-sent").contains(SILENT));
+    assert!(matches!(second.stop(), Some(0 | 9)), "{}", second.log());
+    assert_eq!(world.client.state(), during);
+    talk(&mut world.client.connect(&format!("{TARGET}:7")).unwrap()).unwrap();
+    assert_eq!(ztun.stop(), Some(0));
+}
+
 /// F25: nobody listens to the log any more: it runs on, and ends in order.
 #[test]
 fn a_log_pipe_that_is_closed_does_not_matter() {
