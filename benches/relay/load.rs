@@ -42,7 +42,7 @@ pub(crate) fn run(args: &[String]) -> Res<()> {
         Some("probe") => probe(&load)?,
         Some("upload") => bulk(&load, upload, SINK)?,
         Some("download") => bulk(&load, download, SOURCE)?,
-        Some("latency") => latency(&load, args.iter().any(|arg| arg == "--bulk"))?,
+        Some("latency") => latency(&load, parsed(args, "--bulk")?)?,
         Some("connections") => connections::run(&load)?,
         Some("idle") => idle(&load)?,
         Some("udp") => udp(&load, parsed(args, "--rate")?.ok_or("--rate is missing")?)?,
@@ -84,7 +84,7 @@ fn bulk(load: &Load, stream: fn(&mut TcpStream, Instant) -> io::Result<u64>, por
         let connection = connect(load.way, load.target(port));
         barrier.wait();
         let start = Instant::now();
-        let octets = stream(&mut connection?, start + load.time)?;
+        let octets = stream(&mut connection?, start + load.time).map_err(stalled)?;
         Ok((octets, start.elapsed().as_secs_f64()))
     };
     let results = thread::scope(|scope| {
@@ -104,6 +104,14 @@ fn bulk(load: &Load, stream: fn(&mut TcpStream, Instant) -> io::Result<u64>, por
         most as f64 / least.max(1) as f64
     );
     Ok(())
+}
+
+/// A time-out of a socket reads as if nothing had been tried.
+fn stalled(error: io::Error) -> io::Error {
+    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+        return io::Error::other(format!("nothing moved for {} s", PATIENCE.as_secs()));
+    }
+    error
 }
 
 fn upload(stream: &mut TcpStream, end: Instant) -> io::Result<u64> {
@@ -129,21 +137,15 @@ fn download(stream: &mut TcpStream, end: Instant) -> io::Result<u64> {
     Ok(taken)
 }
 
-/// 64 octets there and back, again and again; with `bulk` beside a download.
-fn latency(load: &Load, bulk: bool) -> Res<()> {
+/// 64 octets there and back, again and again; with `bulk` beside a download of at most so many Gb/s.
+fn latency(load: &Load, bulk: Option<f64>) -> Res<()> {
     let stop = AtomicBool::new(false);
     let mut micros = thread::scope(|scope| {
-        let downloading = bulk.then(|| {
-            scope.spawn(|| -> Res<()> {
-                let mut stream = connect(load.way, load.target(SOURCE))?;
-                let mut chunk = vec![0; CHUNK];
-                while !stop.load(Ordering::Relaxed) {
-                    stream.read_exact(&mut chunk)?;
-                }
-                Ok(())
-            })
+        let downloading = bulk.map(|gbps| {
+            let stop = &stop;
+            scope.spawn(move || download_until(load, gbps, stop))
         });
-        let result = ping(load, bulk);
+        let result = ping(load, bulk.is_some());
         stop.store(true, Ordering::Relaxed);
         if let Some(handle) = downloading {
             handle.join().map_err(|_| "the download panicked")??;
@@ -153,6 +155,22 @@ fn latency(load: &Load, bulk: bool) -> Res<()> {
     micros.sort_by(f64::total_cmp);
     let at = |part: f64| micros[((micros.len() - 1) as f64 * part) as usize];
     print!("p50={:.1} p99={:.1} n={}", at(0.5), at(0.99), micros.len());
+    Ok(())
+}
+
+/// The window holds the source back where less is read than it could send.
+fn download_until(load: &Load, gbps: f64, stop: &AtomicBool) -> Res<()> {
+    let mut stream = connect(load.way, load.target(SOURCE))?;
+    let mut chunk = vec![0; 64 << 10];
+    let (start, mut taken) = (Instant::now(), 0.0);
+    while !stop.load(Ordering::Relaxed) {
+        if taken * 8.0 <= start.elapsed().as_secs_f64() * gbps * 1e9 {
+            stream.read_exact(&mut chunk)?;
+            taken += chunk.len() as f64;
+        } else {
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
     Ok(())
 }
 

@@ -38,6 +38,9 @@ use std::process::ExitCode;
 /// A result whose error is for a person.
 type Res<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
+/// How an error on standard error begins.
+const ERROR: &str = "relay bench: ";
+
 const USAGE: &str = "\
 usage: cargo bench --bench relay -- [OPTIONS]      (root)
   --quick             one short round, printed and not written: does it still work?
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("relay bench: {error}");
+            eprintln!("{ERROR}{error}");
             ExitCode::FAILURE
         }
     }

@@ -133,6 +133,10 @@ pub(crate) fn run(command: &mut Command) -> Res<String> {
     let output = command.stderr(Stdio::piped()).stdout(Stdio::piped()).output()?;
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr);
+        // This program in another role says all that is to be said.
+        if let Some(own) = why.trim().strip_prefix(crate::ERROR) {
+            return Err(own.into());
+        }
         let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
         return Err(format!("{}: {}", args.join(" "), why.trim()).into());
     }

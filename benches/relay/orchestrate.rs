@@ -233,13 +233,14 @@ impl Bench {
         }
         self.server = Some(server);
         type Measure = fn(&mut Bench, usize) -> Res<()>;
-        const ROWS: [(&str, &str, Measure); 9] = [
+        const ROWS: [(&str, &str, Measure); 10] = [
             ("bulk", "up1", |bench, index| bench.bulk(index, "up1", "upload", "1")),
             ("bulk", "up10", |bench, index| bench.bulk(index, "up10", "upload", "10")),
             ("bulk", "down1", |bench, index| bench.bulk(index, "down1", "download", "1")),
             ("bulk", "down10", |bench, index| bench.bulk(index, "down10", "download", "10")),
             ("latency", "echo", |bench, index| bench.latency(index, "echo", &[])),
-            ("latency", "loaded", |bench, index| bench.latency(index, "loaded", &["--bulk"])),
+            ("latency", "loaded", |bench, index| bench.latency(index, "loaded", &["--bulk", "1000"])),
+            ("latency", "paced", |bench, index| bench.latency(index, "paced", &["--bulk", "0.5"])),
             ("udp", "udp", Bench::udp),
             ("dns", "dns", Bench::dns),
             ("connections", "conn", Bench::connections),
@@ -410,6 +411,8 @@ impl Bench {
         let commit =
             report::said(command.args(["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "--short", "HEAD"]));
         let others = report::said(Command::new(&files.tun2proxy).arg("--version"));
+        // Without its time of compilation.
+        let others = others.split(" (").next().unwrap_or_default();
         let mut text = format!(
             "{}. {ztun} at {commit}, {others}, SOCKS5 server {}; medians of {} interleaved rounds, {} s a row.\n\n",
             report::machine(),
@@ -422,11 +425,10 @@ impl Bench {
             let others = [(Program::Tun2proxy, "tun2proxy"), (Program::None, "no tunnel")];
             text.push_str("Through the SOCKS5 server:\n\n");
             text.push_str(&values.table((Program::Ztun, "ztun"), &others));
-            for (program, name) in others {
-                let behind = values.behind(Program::Ztun, program);
-                if has(program) && !behind.is_empty() {
-                    writeln!(text, "\nBehind {name} in: {}.", behind.join("; ")).ok();
-                }
+            let behind = values.behind(Program::Ztun, Program::Tun2proxy);
+            if has(Program::Tun2proxy) {
+                let behind = if behind.is_empty() { "no row".into() } else { behind.join("; ") };
+                writeln!(text, "\nBehind tun2proxy in: {behind}.").ok();
             }
         }
         if has(Program::Direct) {

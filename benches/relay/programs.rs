@@ -196,7 +196,7 @@ impl Files {
             }
             Server::Microsocks => {
                 let mut command = within(namespace, "microsocks");
-                command.args(["-q", "-p", &port]);
+                command.args(["-p", &port]);
                 command
             }
         };
