@@ -137,7 +137,10 @@ pub(crate) fn run(command: &mut Command) -> Res<String> {
         if let Some(own) = why.trim().strip_prefix(crate::ERROR) {
             return Err(own.into());
         }
-        let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy()).collect();
+        // A path says where it was measured, which is nobody's business.
+        let name =
+            |arg: &std::ffi::OsStr| Path::new(arg).file_name().unwrap_or(arg).to_string_lossy().into_owned();
+        let args: Vec<_> = command.get_args().map(name).collect();
         return Err(format!("{}: {}", args.join(" "), why.trim()).into());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
