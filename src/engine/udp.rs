@@ -225,6 +225,9 @@ impl Engine {
         self.nat_timers.cancel(id.index());
         self.nat_order.remove(id.index());
         association.outside = true;
+        if let Some(there) = self.nat.find(&key) {
+            return self.join(there, association, now);
+        }
         match self.nat.insert(key, association) {
             Ok(id) => {
                 self.nat_order.touch(id.index());
@@ -232,6 +235,40 @@ impl Engine {
                 self.open_association(id, now);
             }
             Err(association) => self.forget(&association),
+        }
+    }
+
+    /// The local proxy's socket has the direct way already, by a rule or by an earlier datagram: what waits goes by it, and what comes later.
+    fn join(&mut self, id: FlowId, mut other: Association, now: Instant) {
+        let waits = other.take_queue();
+        self.forget(&other);
+        self.nat_order.touch(id.index());
+        let Some(association) = self.nat.get_mut(id) else { return };
+        association.outside = true;
+        association.last_used = now;
+        association.names_asked =
+            association.names_asked.zip(other.names_asked).map(|(here, there)| here.saturating_add(there));
+        association.asked_of = other.asked_of.or(association.asked_of);
+        association.traffic.remote = other.traffic.remote;
+        association.traffic.upload_octets += other.traffic.upload_octets;
+        for waiting in waits {
+            let octets = waiting.octets.len();
+            match &mut association.state {
+                State::Identifying { queue } | State::Asking { queue, .. } | State::Opening { queue, .. }
+                    if queue.len() < QUEUE_LEN =>
+                {
+                    queue.push_back(waiting);
+                    continue;
+                }
+                State::Identifying { .. } | State::Asking { .. } | State::Opening { .. } | State::Names => {
+                    self.stats.datagrams_dropped += 1;
+                }
+                State::Open { socket, .. } => {
+                    let (socket, to) = (*socket, Some(waiting.target.into()));
+                    self.commands.push_back(Command::SendDatagram { socket, to, octets: waiting.octets });
+                }
+            }
+            self.nat_queued = self.nat_queued.saturating_sub(octets);
         }
     }
 

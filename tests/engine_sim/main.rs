@@ -354,6 +354,27 @@ fn flows_of_the_local_proxy_go_out_directly() {
     assert_eq!(world.engine.stats().kept_outside, 1);
 }
 
+/// peers, pain 1: a rule has sent one datagram of its socket outside before; it is that way that all others take.
+#[test]
+fn datagrams_of_the_local_proxy_go_by_the_way_that_its_socket_has() {
+    let config = EngineConfig { rules: vec!["dst=192.168.0.0/16 -> direct".parse().unwrap()], ..config() };
+    let mut world = World::new(config, true);
+    world.local_proxy = true;
+    let app = world.bind_udp();
+    for (number, to) in ["192.168.1.9:7", TARGET, TARGET].into_iter().enumerate() {
+        world.udp_app(app).send_slice(&[number as u8], world::endpoint(addr(to))).unwrap();
+        world.settle();
+        let socket = world.udp[0];
+        let sent = world.fake(socket).datagrams.last().cloned();
+        assert_eq!(sent, Some((Some(addr(to)), vec![number as u8])));
+    }
+    assert_eq!((world.udp.len(), world.engine.associations()), (1, 1));
+    assert!(world.dialled.is_empty());
+    assert_eq!(world.engine.snapshot().memory.queued_datagrams, 0);
+    world.advance(Duration::from_secs(61));
+    assert_eq!(world.engine.associations(), 0);
+}
+
 /// F21
 #[test]
 fn a_connection_to_the_proxy_that_comes_back_is_refused() {
