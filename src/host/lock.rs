@@ -13,13 +13,20 @@
 //!
 //! A lock file is deleted before it is released, so a process that waited for nothing may hold a lock on a deleted file: taking a lock
 //! ends with a look whether the name still leads to the file that was locked.
+//!
+//! A process that was killed has its locks until the kernel has taken it down, device and all, which takes a moment. Whoever comes in that moment waits
+//! for its end.
 
-use super::process::in_first_network;
+use super::process::{Other, in_first_network};
+use crate::time::Duration;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+/// What a process that is ending has until the kernel has taken it down.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where journals and locks are kept.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -104,23 +111,44 @@ impl Holder {
         words.next().is_none().then_some(holder)
     }
 
-    /// Whether the process lives and is a ztun: its start time is the one that it wrote, and it runs a program of that name, or this very program.
+    /// Whether the process lives and is a ztun: its start time is the one that it wrote, and it runs a program of that name, or this very program. One
+    /// that was killed and has not ended yet does not live.
     pub fn is_alive(&self) -> bool {
-        if start_time(self.pid) != Some(self.started) {
+        if start_time(self.pid) != Some(self.started) || is_ending(self.pid) {
             return false;
         }
-        let Ok(program) = fs::read_link(format!("/proc/{}/exe", self.pid)) else { return false };
+        let program = match fs::read_link(format!("/proc/{}/exe", self.pid)) {
+            Ok(program) => program,
+            // It may do more than we may: then it tells its name only.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let name = fs::read_to_string(format!("/proc/{}/comm", self.pid));
+                return name.is_ok_and(|name| name.starts_with("ztun"));
+            }
+            Err(_) => return false,
+        };
         let named = program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ztun"));
         named || fs::read_link("/proc/self/exe").is_ok_and(|own| own == program)
     }
 }
 
-/// When a process was started, in clock ticks since boot (proc_pid_stat(5), field 22).
+/// When a process was started, in clock ticks since boot.
 fn start_time(pid: u32) -> Option<u64> {
+    stat(pid, 22)
+}
+
+/// Whether a process was killed or is on its way out: signals that wait for it, and PF_EXITING of linux/sched.h among its flags.
+fn is_ending(pid: u32) -> bool {
+    const EXITING: u64 = 0x4;
+    let killed = stat(pid, 31).is_some_and(|signals| signals & 1 << (libc::SIGKILL - 1) != 0);
+    killed || stat(pid, 9).is_some_and(|flags| flags & EXITING != 0)
+}
+
+/// A field of proc_pid_stat(5), by its number there; the first that can be asked for is the fourth.
+fn stat(pid: u32, field: usize) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field is the program's name in brackets, which may contain anything; the third field follows its last bracket.
     let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(19)?.parse().ok()
+    rest.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
 
 /// The live ztun that has the device `name`, by its files in `dir`.
@@ -168,6 +196,7 @@ impl Lock {
 
     fn take(dir: &RunDir, stem: &str) -> Result<Lock, LockError> {
         let path = dir.file(stem, "lock");
+        let mut waited = false;
         // Ends: every further round means that another run has just ended and deleted its file, or the directory.
         loop {
             dir.create()?;
@@ -192,7 +221,16 @@ impl Lock {
                 }
                 let mut text = String::new();
                 file.read_to_string(&mut text)?;
-                return Err(LockError::Held { holder: Holder::parse(&text) });
+                let holder = Holder::parse(&text);
+                if !core::mem::replace(&mut waited, true)
+                    && let Some(ending) = holder.filter(|holder| !holder.is_alive())
+                {
+                    if let Some(process) = Other::open(ending.pid)? {
+                        process.wait(END_LIMIT)?;
+                    }
+                    continue;
+                }
+                return Err(LockError::Held { holder });
             }
             let locked = file.metadata()?;
             let same = |found: fs::Metadata| found.dev() == locked.dev() && found.ino() == locked.ino();

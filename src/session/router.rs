@@ -63,7 +63,8 @@ impl Router {
         if stop_asked(&asked) {
             return Ok(None);
         }
-        if !replace::clear(&config.host.tun, config.replace)? {
+        // A device that was handed to us has a name of its own, and nobody else has it.
+        if config.host.tun_fd.is_none() && !replace::clear(&config.host.tun, config.replace)? {
             return Ok(None);
         }
         // After the one that is replaced has let go of them, and before anything is changed.
