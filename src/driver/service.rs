@@ -83,6 +83,8 @@ pub struct Scene<'a, D> {
     pub binding: &'a mut EgressBinding,
     /// The device; empty when it is gone. One that is put here is registered after the call.
     pub device: &'a mut Option<D>,
+    /// Whether a device that is gone is made anew.
+    pub(super) renewed: bool,
     pub(super) sockets: &'a [Option<OsSocket>],
     pub(super) stop: &'a mut bool,
 }
@@ -118,12 +120,13 @@ impl<D> Scene<'_, D> {
         })
     }
 
-    /// Lets go of a device that is not what it was; it is renewed as one that is gone.
+    /// Lets go of a device that is not what it was; it is renewed as one that is gone. Where nobody does that it is kept.
     pub fn drop_device(&mut self)
     where
         D: Device,
     {
-        if let Some(mut device) = self.device.take()
+        if self.renewed
+            && let Some(mut device) = self.device.take()
             && let Err(error) = self.registry.deregister(&mut device)
         {
             log::debug!("deregister: {error}");
@@ -155,9 +158,13 @@ impl<D: Device> Driver<D> {
 
     pub(super) fn serve_services(&mut self, now: Instant) {
         for index in 0..self.services.len() {
-            let due = self.services[index].poll_timeout().is_some_and(|at| at <= now);
-            let missed = self.device.is_none() && self.services[index].renews_device();
-            if due || missed {
+            if self.services[index].poll_timeout().is_some_and(|at| at <= now) {
+                self.with_service(index, |service, scene| service.handle_timeout(scene, now));
+            }
+        }
+        // One of them may have let go of the device just now.
+        for index in 0..self.services.len() {
+            if self.device.is_none() && self.services[index].renews_device() {
                 self.with_service(index, |service, scene| service.handle_timeout(scene, now));
             }
         }
@@ -168,6 +175,7 @@ impl<D: Device> Driver<D> {
         index: usize,
         call: impl FnOnce(&mut dyn Service<D>, &mut Scene<'_, D>),
     ) {
+        let renewed = self.services.iter().any(|service| service.renews_device());
         let Some(service) = self.services.get_mut(index) else { return };
         let had_device = self.device.is_some();
         let mut scene = Scene {
@@ -175,6 +183,7 @@ impl<D: Device> Driver<D> {
             engine: &mut self.engine,
             binding: &mut self.binding,
             device: &mut self.device,
+            renewed,
             sockets: &self.sockets,
             stop: &mut self.stop_asked,
         };

@@ -72,6 +72,15 @@ impl Applied {
         standin::stand_in(&mut Netlink::route()?, device, self.run.changes())
     }
 
+    /// Whether `device`, which was given to [`Applied::stand_in`], still takes the place of the first.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot be asked.
+    pub fn is_stood_in(&self, device: &str) -> io::Result<bool> {
+        standin::is_whole(&mut Netlink::route()?, device, self.run.changes())
+    }
+
     /// The changes of this run that are not in the kernel, because another program undid them.
     ///
     /// # Errors

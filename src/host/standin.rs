@@ -14,7 +14,7 @@ use crate::netlink::Netlink;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkFlags;
-use netlink_packet_route::route::RouteAttribute;
+use netlink_packet_route::route::{RouteAttribute, RouteMessage};
 use std::io;
 
 /// The metric of its routes: behind all others but those that refuse.
@@ -64,6 +64,20 @@ pub(super) fn stand_in(netlink: &mut Netlink, device: &str, changes: &[Change]) 
     }
     log::debug!("{device} stands in for a device that is deleted: index {:?}", linux::index_of(device));
     Ok(())
+}
+
+/// Whether all of `changes` that lead into the first device lead into `device` as well.
+pub(super) fn is_whole(netlink: &mut Netlink, device: &str, changes: &[Change]) -> io::Result<bool> {
+    let Ok(index) = linux::index_of(device) else { return Ok(false) };
+    let mut there = 0;
+    for message in netlink.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))? {
+        let RouteNetlinkMessage::NewRoute(message) = message else { continue };
+        let has = |wanted: &RouteAttribute| message.attributes.contains(wanted);
+        if has(&RouteAttribute::Oif(index)) && has(&RouteAttribute::Priority(METRIC)) {
+            there += 1;
+        }
+    }
+    Ok(there == changes.iter().filter(|change| matches!(change, Change::RouteAdd(_))).count())
 }
 
 #[cfg(test)]

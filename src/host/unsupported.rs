@@ -37,6 +37,11 @@ impl Applied {
         match *self {}
     }
 
+    /// Whether it still takes the first one's place.
+    pub fn is_stood_in(&self, _device: &str) -> io::Result<bool> {
+        match *self {}
+    }
+
     /// What is missing.
     pub fn verify(&mut self) -> io::Result<Vec<Change>> {
         match *self {}

@@ -91,6 +91,19 @@ impl Machine {
         }
     }
 
+    /// Has the second device again where somebody has taken away that, or what leads into it.
+    pub(super) fn stand_by_again(&mut self) {
+        let Some(applied) = self.applied.clone() else { return };
+        let applied = applied.borrow();
+        if let Some(tun) = &self.stand_in
+            && !applied.is_stood_in(tun.name()).unwrap_or(true)
+        {
+            log::info!("{} does not stand in for {} any more: made anew", tun.name(), self.name);
+            self.stand_in = None;
+            self.stand_by(&applied);
+        }
+    }
+
     fn remember(&mut self, device: &Tun) {
         device.name().clone_into(&mut self.name);
         self.index = host::interface_index(&self.name).ok();

@@ -64,6 +64,7 @@ impl Keeper {
             Ok(device) if device.offload() == self.offload => {
                 log::info!("the device {} was made anew; flows go on", device.name());
                 *scene.device = Some(device);
+                tun.machine().stand_by_again();
                 self.tries = 0;
                 self.next = now + LOOK;
             }
@@ -105,6 +106,7 @@ impl Service<Tun> for Keeper {
                 self.renew(scene, now);
             }
         } else if self.tun.borrow_mut().validate().is_ok() {
+            self.tun.borrow_mut().machine().stand_by_again();
             self.next = now + LOOK;
         } else {
             scene.drop_device();

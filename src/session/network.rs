@@ -223,12 +223,14 @@ impl<M: Monitor> NetworkService<M> {
     }
 
     /// Has the machine's rules follow.
-    fn refresh<D: Device>(&self, scene: &Scene<'_, D>) {
+    fn refresh<D: Device>(&self, scene: &mut Scene<'_, D>) {
         // While there is no device whoever makes it anew sees to the rest.
         let (Some(applied), Some(device)) = (&self.applied, scene.device.as_ref()) else { return };
         if let Err(error) = applied.borrow_mut().refresh(device.name()) {
             if host::interface_index(device.name()).is_err() {
+                // Or has another name now, which its reads do not tell.
                 log::debug!("the device has gone meanwhile: {error}");
+                scene.drop_device();
             } else {
                 log::warn!("what leads into the tunnel cannot follow the network: {error}");
             }

@@ -136,6 +136,24 @@ fn after_kill_9_restore_and_the_next_start_heal() {
     assert_eq!(world.client.state(), before);
 }
 
+/// L-14, F19: who was killed is not waited for by whoever calls `ztun restore`, or starts the next one, in the same breath.
+#[test]
+fn right_after_kill_9_restore_and_the_next_start_wait_for_the_end() {
+    let Some(world) = world() else { return };
+    let before = world.client.state();
+    for _ in 0..5 {
+        let ztun = world.ztun(&format!("--socks5 {PROXY}"));
+        ztun.signal(libc::SIGKILL);
+        restore(&world);
+        assert_eq!(world.client.state(), before);
+        let ztun = world.ztun(&format!("--socks5 {PROXY}"));
+        ztun.signal(libc::SIGKILL);
+        let mut next = world.ztun(&format!("--socks5 {PROXY}"));
+        assert_eq!(next.stop(), Some(0), "{}", next.log());
+        assert_eq!(world.client.state(), before);
+    }
+}
+
 /// L-1, F22: a second one is refused with the first one's process id, and changes nothing.
 #[test]
 fn a_second_one_is_refused() {
@@ -172,6 +190,11 @@ fn a_new_one_takes_over_when_it_is_asked_to() {
     talk(&mut world.client.connect(&format!("{TARGET}:7")).unwrap()).unwrap();
     assert_eq!(third.stop(), Some(0));
     assert_eq!(world.client.state(), before);
+    // One that may do less than the one that it replaces.
+    let mut routed = world.ztun(&format!("--socks5 {PROXY}"));
+    let mut alone = world.ztun(&format!("--socks5 {PROXY} --replace --no-route"));
+    assert_eq!(routed.end(), Some(0), "{}", routed.log());
+    assert_eq!(alone.stop(), Some(0));
     // With nobody to take over from it is a start like others.
     let mut alone = world.ztun(&format!("--socks5 {PROXY} --replace"));
     assert_eq!(alone.stop(), Some(0));
@@ -243,6 +266,17 @@ fn a_deleted_device_is_made_anew_and_flows_go_on() {
         }
         talk(&mut world.client.connect(&format!("{TARGET}:7")).unwrap()).unwrap();
     }
+    // One that has another name now, which no read of it tells; what stands in for it is lost as well.
+    world.client.ok("ip link del ztun0-gap && ip link set ztun0 down && ip link set ztun0 name other && ip link set other up");
+    until_within(Duration::from_secs(10), "the device is there again", || {
+        ztun.log().matches("was made anew").count() == 4
+    });
+    for app in &mut apps {
+        talk(app).unwrap();
+    }
+    until("the second device is there again", || world.client.sh("ip link show ztun0-gap").status.success());
+    let routes = world.client.ok("ip route show table 31348");
+    assert!(routes.contains("dev ztun0-gap"), "{routes}");
     drop(apps);
     assert_eq!(ztun.stop(), Some(0), "{}", ztun.log());
     assert!(ztun.log().contains("err=0 forced="), "{}", ztun.log());
