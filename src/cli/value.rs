@@ -5,7 +5,7 @@ use crate::config::{Cidr, CidrError, Credentials};
 use crate::time::Duration;
 use core::fmt::Display;
 use core::str::FromStr;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// The longest time that an option takes: a year.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -113,7 +113,12 @@ pub(super) fn listen(text: &str) -> Result<SocketAddr, String> {
 /// Reads `IP` or `IP:PORT`; the port is 53 when it is left out.
 pub(super) fn dns_server(text: &str) -> Result<SocketAddr, String> {
     let addr = text.parse::<IpAddr>().map(|addr| SocketAddr::new(addr, 53));
-    addr.or_else(|_| text.parse::<SocketAddr>()).ok().filter(|addr| addr.port() > 0).ok_or_else(|| {
+    let somebody = |addr: &SocketAddr| {
+        let ip = addr.ip().to_canonical();
+        let nobody = ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+        !nobody && addr.port() > 0
+    };
+    addr.or_else(|_| text.parse::<SocketAddr>()).ok().filter(somebody).ok_or_else(|| {
         format!(
             "{} is no server; write IP or IP:PORT, as in 9.9.9.9, 9.9.9.9:53, [2620:fe::fe]:53",
             shown(text)
@@ -292,6 +297,9 @@ mod tests {
         assert_eq!(dns_server("9.9.9.9"), Ok("9.9.9.9:53".parse().unwrap()));
         assert_eq!(dns_server("[::1]:5353"), Ok("[::1]:5353".parse().unwrap()));
         assert!(dns_server("9.9.9.9:0").is_err() && dns_server("dns.example").is_err());
+        for nobody in ["0.0.0.0", "[::]:53", "255.255.255.255", "224.0.0.251:5353", "::ffff:0.0.0.0"] {
+            assert!(dns_server(nobody).is_err(), "{nobody}");
+        }
     }
 
     #[test]
