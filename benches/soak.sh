@@ -3,4 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export ZTUN_SOAK_SECONDS="${1:-86400}"
-exec cargo test --locked --test netns soak:: -- --ignored --nocapture
+out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+cargo test --locked --test netns soak:: -- --ignored --nocapture 2>&1 | tee "$out"
+# A filter that finds no test is no success.
+grep -q '^test result: ok. 1 passed' "$out"

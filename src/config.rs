@@ -228,6 +228,8 @@ pub struct EngineConfig {
     /// The tunnel's own resolver addresses, see [`resolver_addresses`]: queries to them go to `dns_server`, else to
     /// [`DNS_UPSTREAM`], and nothing else is there.
     pub dns_local: Vec<IpAddr>,
+    /// The resolvers that this machine is set to ask: private ones mean its own network, and nobody at the proxy.
+    pub dns_machine: Vec<IpAddr>,
     /// UDP mappings at once (`--max-udp`).
     pub max_udp: usize,
     /// Idle time of a UDP mapping (`--udp-idle`).
@@ -251,6 +253,7 @@ impl Default for EngineConfig {
             dns: DnsMode::Auto,
             dns_server: None,
             dns_local: Vec::new(),
+            dns_machine: Vec::new(),
             max_udp: 16_384,
             udp_idle: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(10),

@@ -6,16 +6,16 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// (RFC 1918, RFC 6598, RFC 4193, and RFC 3879 which some systems still fall back to), link-local, loopback, or unspecified.
 pub fn is_local(addr: IpAddr) -> bool {
     match addr.to_canonical() {
-        IpAddr::V4(v4) => {
-            v4.is_private() || is_shared(v4) || v4.is_link_local() || v4.is_loopback() || v4.is_unspecified()
-        }
-        IpAddr::V6(v6) => {
-            v6.is_unique_local()
-                || v6.is_unicast_link_local()
-                || is_site_local(v6)
-                || v6.is_loopback()
-                || v6.is_unspecified()
-        }
+        IpAddr::V4(v4) => v4.is_private() || is_shared(v4) || is_bound(addr),
+        IpAddr::V6(v6) => v6.is_unique_local() || is_site_local(v6) || is_bound(addr),
+    }
+}
+
+/// Whether an address is bound to one machine or one link: link-local, loopback, or unspecified.
+pub fn is_bound(addr: IpAddr) -> bool {
+    match addr.to_canonical() {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_loopback() || v4.is_unspecified(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local() || v6.is_loopback() || v6.is_unspecified(),
     }
 }
 
@@ -38,6 +38,12 @@ mod tests {
     #[test]
     fn private_resolvers_are_told_from_public_ones() {
         let local = |text: &str| is_local(text.parse().expect(text));
+        for text in ["169.254.1.1", "127.0.0.53", "0.0.0.0", "fe80::1", "::1", "::", "::ffff:127.0.0.1"] {
+            assert!(is_bound(text.parse().expect(text)), "{text}");
+        }
+        for text in ["10.0.0.1", "192.168.1.1", "100.64.0.1", "fd00::1", "fec0::1", "9.9.9.9"] {
+            assert!(!is_bound(text.parse().expect(text)), "{text}");
+        }
         for text in [
             "10.0.0.1",
             "172.16.0.1",

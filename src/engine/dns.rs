@@ -65,6 +65,12 @@ impl Engine {
         self.config.dns != DnsMode::Off && self.config.dns_local.contains(&addr)
     }
 
+    /// Whether `addr` is a resolver that means something here, and nobody or somebody else at the proxy: a private one that the machine is set to ask, as
+    /// DHCP gave it, or one that no proxy can have. Other private ones may be the proxy's own network's.
+    fn is_of_the_machine(&self, addr: IpAddr) -> bool {
+        address::is_bound(addr) || (address::is_local(addr) && self.config.dns_machine.contains(&addr))
+    }
+
     /// Who is asked when an app asks `asked`.
     fn name_server(&self, asked: Endpoint, reach: Reach) -> Endpoint {
         let given = self.config.dns_server.map(Endpoint::from);
@@ -72,7 +78,7 @@ impl Engine {
         if self.is_own_resolver(asked.addr) {
             return upstream;
         }
-        match (address::is_local(asked.addr), reach) {
+        match (self.is_of_the_machine(asked.addr), reach) {
             (true, Reach::Meant) => asked,
             (true, Reach::Proxy) => upstream,
             (true, Reach::Direct) | (false, _) => given.unwrap_or(asked),

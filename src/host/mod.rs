@@ -65,7 +65,9 @@ pub use report::{Report, Step};
 #[cfg(target_os = "linux")]
 pub use run::{Outcome, Refreshed};
 #[cfg(target_os = "linux")]
-pub use session::{Applied, dry_run, holder, left_behind, restore, restore_in, restore_own, up, up_in};
+pub use session::{
+    Applied, dry_run, holder, left_behind, name_servers, restore, restore_in, restore_own, up, up_in,
+};
 #[cfg(target_os = "linux")]
 pub use standin::stand_in_name;
 

@@ -2,7 +2,7 @@
 
 use super::HostError;
 use super::change::Change;
-use super::dns::{Check, Places, Upkeep};
+use super::dns::{self, Check, Places, Upkeep};
 use super::journal::FileJournal;
 use super::lock::{self, Holder, Lock, LockError, RunDir};
 use super::machine::Machine;
@@ -206,6 +206,11 @@ pub fn dry_run(
         text.push_str(&format!("{change}\n    undo: {}\n", change.undo()));
     }
     Ok(text)
+}
+
+/// The resolvers that this machine is set to ask, or was before a run changed it; none where the setting is also that of another network.
+pub fn name_servers() -> Vec<IpAddr> {
+    dns::observe(&Places::standard()).servers
 }
 
 /// The live ztun that has `device`, for whoever wants to take over from it.

@@ -192,3 +192,8 @@ pub fn stays_outside(_config: &HostPlanConfig, _proxies: &[IpAddr], _remote: IpA
 pub fn stand_in_name(device: &str) -> String {
     device.into()
 }
+
+/// Nobody knows.
+pub fn name_servers() -> Vec<IpAddr> {
+    Vec::new()
+}

@@ -65,6 +65,7 @@ pub fn run(config: &Config, command: &[OsString]) -> Result<u8, RunError> {
         Some(server) => vec![server.ip()],
         None => netns::nameservers(&PUBLIC_RESOLVERS),
     };
+    config.engine.dns_machine.clone_from(&nameservers);
     let outcome = in_namespace(&config, nameservers, || netns::become_program(command))?;
     if let Some(embedded) = embedded {
         match outcome {

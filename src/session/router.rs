@@ -12,15 +12,15 @@ use super::{Ended, RunError, network, notify, probe, replace};
 use crate::config::Config;
 use crate::driver::{Clock, Driver, EgressBinding, Exit, Parts, Service, Signals, Waiter};
 use crate::engine::Engine;
-use crate::host::LocalProxy;
 use crate::host::change::PROTOCOL;
+use crate::host::{self, LocalProxy};
 use crate::monitor::Own;
 use crate::time::{Duration, Instant};
 use crate::tun::lifecycle::{LifecycleError, ManagedTun, Options};
 use crate::tun::{Device, Tun};
 use std::cell::RefCell;
 use std::io;
-use std::net::TcpListener;
+use std::net::{IpAddr, TcpListener};
 use std::rc::Rc;
 
 /// How long everything may take from the moment somebody asked to stop, L-6.
@@ -69,6 +69,8 @@ impl Router {
         }
         // After the one that is replaced has let go of them, and before anything is changed.
         let outside = Asked::listen(config, &binding, self.clock)?;
+        // Before they are changed.
+        let name_servers = host::name_servers();
         let machine = Machine::new(config, first, self.clock, waiter()?);
         let tun = Rc::new(RefCell::new(ManagedTun::new(machine, Options::default())));
         let device = match tun.borrow_mut().initialize() {
@@ -79,7 +81,7 @@ impl Router {
         if let Ok(machine) = tun.borrow_mut().backend() {
             locals.splice(..0, machine.take_local());
         }
-        let built = self.build(device, &tun, locals, outside, binding, signals);
+        let built = self.build(device, &tun, locals, outside, binding, signals, name_servers);
         if built.is_err() {
             // Not left to a drop, which keeps a kill switch in place.
             if let Err(error) = tun.borrow_mut().force_cleanup(None) {
@@ -98,8 +100,11 @@ impl Router {
         outside: Asked,
         binding: EgressBinding,
         signals: Signals,
+        name_servers: Vec<IpAddr>,
     ) -> Result<SetUp, RunError> {
-        let config = &self.config;
+        let mut config = self.config.clone();
+        config.engine.dns_machine = name_servers;
+        let config = &config;
         if config.reset_existing {
             setup::reset_existing(config, device.name(), &mut locals)?;
         }

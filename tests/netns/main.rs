@@ -21,5 +21,6 @@ mod policy;
 mod private;
 mod privileges;
 mod session;
+mod soak;
 mod transfers;
 mod world;

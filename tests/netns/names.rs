@@ -53,7 +53,7 @@ fn name_server(world: &World, at: &str, datagrams: bool) {
 fn watched() -> Option<World> {
     let world = world()?;
     world.server.ok(&format!(
-        "ip addr add {UPSTREAM}/32 dev lo && ip addr add {ROUTER}/32 dev lo && \
+        "ip addr add {UPSTREAM}/32 dev lo && ip addr add {ROUTER}/32 dev lo && ip addr add {BEHIND}/32 dev lo && \
          nft 'add table inet leak; add chain inet leak in {{ type filter hook prerouting priority 0; }}; \
               add rule inet leak in iifname eth0 meta l4proto {{ tcp, udp }} th dport 53 counter'"
     ));
@@ -67,6 +67,30 @@ fn leaked(world: &World) -> u64 {
     count.parse().unwrap()
 }
 
+/// A resolver with a private address that the proxy's network has, and this machine knows nothing of.
+const BEHIND: &str = "10.88.0.53";
+
+/// A resolv.conf of the client's own, deleted when dropped.
+struct Resolvers(std::path::PathBuf);
+
+impl Resolvers {
+    fn of(world: &World, servers: &[&str]) -> Resolvers {
+        let folder = std::path::Path::new("/etc/netns").join(world.client.name());
+        std::fs::create_dir_all(&folder).unwrap();
+        let lines: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        std::fs::write(folder.join("resolv.conf"), lines).unwrap();
+        Resolvers(folder)
+    }
+}
+
+impl Drop for Resolvers {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+        // The last one takes the folder of all along, if it was not there before.
+        drop(std::fs::remove_dir("/etc/netns"));
+    }
+}
+
 fn dig(world: &World, arguments: &str) -> String {
     world.client.ok(&format!("dig +short +tries=1 +time=10 {arguments}")).trim().to_owned()
 }
@@ -75,12 +99,14 @@ fn dig(world: &World, arguments: &str) -> String {
 #[test]
 fn names_resolve_through_a_proxy_without_udp_and_never_by_the_wire() {
     let Some(world) = watched() else { return };
+    let _resolvers = Resolvers::of(&world, &[ROUTER, "10.77.0.3"]);
     let _proxy = world.microsocks(&world.server, PROXY);
     name_server(&world, UPSTREAM, false);
     name_server(&world, TARGET, false);
+    name_server(&world, BEHIND, false);
     for mode in ["auto", "tcp"] {
         let mut ztun = world.ztun(&format!("--socks5 {PROXY} --dns {mode}"));
-        for server in [ROUTER, TUNNEL, TUNNEL6, TARGET, "10.77.0.3"] {
+        for server in [ROUTER, TUNNEL, TUNNEL6, TARGET, "10.77.0.3", BEHIND] {
             assert_eq!(dig(&world, &format!("name.test @{server}")), "192.0.2.53", "{mode} {server}");
             assert_eq!(
                 dig(&world, &format!("+tcp name.test @{server}")),
@@ -131,6 +157,7 @@ fn no_question_is_lost_over_tcp() {
 #[test]
 fn who_is_asked_depends_on_the_mode_and_the_rules() {
     let Some(world) = watched() else { return };
+    let _resolvers = Resolvers::of(&world, &[ROUTER]);
     let _proxy = world.embedded(&world.server, PROXY);
     name_server(&world, UPSTREAM, true);
     let mut ztun = world.ztun(&format!("--socks5 {PROXY} --dns udp"));
@@ -169,6 +196,7 @@ fn a_name_server_that_refuses_is_servfail_at_once() {
 #[test]
 fn names_resolve_through_a_proxy_without_udp_on_this_machine() {
     let Some(world) = watched() else { return };
+    let _resolvers = Resolvers::of(&world, &[ROUTER]);
     let _proxy = world.microsocks(&world.client, "127.0.0.1:1080");
     name_server(&world, UPSTREAM, false);
     let mut ztun = world.ztun("--socks5 127.0.0.1:1080");

@@ -107,8 +107,7 @@ fn descriptors_memory_and_tables_stay_flat_under_churn() {
     world.answer(&format!("{TARGET}:7"), <[u8]>::to_vec);
     let before = world.client.state();
     let socket = world.dir.path().join("soak.sock");
-    let mut ztun =
-        world.ztun(&format!("--socks5 {PROXY} --udp-idle 10s --control {}", socket.display()));
+    let mut ztun = world.ztun(&format!("--socks5 {PROXY} --udp-idle 10s --control {}", socket.display()));
     let (end, done, failed) =
         (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let shared = (Arc::clone(&end), Arc::clone(&done), Arc::clone(&failed));

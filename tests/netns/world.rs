@@ -436,7 +436,7 @@ pub fn sha256_of(file: &Path) -> String {
 }
 
 /// A connection on which nothing waits without end.
-fn patient(stream: TcpStream) -> TcpStream {
+pub fn patient(stream: TcpStream) -> TcpStream {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream.set_write_timeout(Some(PATIENCE)).unwrap();
     stream
