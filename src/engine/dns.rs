@@ -6,7 +6,7 @@
 //!
 //! - the tunnel's own resolver addresses stand for the upstream, always;
 //! - `--dns-server` is asked instead of all others;
-//! - without it, a private, link-local or loopback resolver means somebody else, or nobody, at the proxy: the upstream is asked through the proxy;
+//! - without it, a link-local or loopback resolver, or a private one that the machine is set to ask, means somebody else, or nobody, at the proxy: the upstream is asked through the proxy;
 //! - any other is asked itself.
 //!
 //! The app sees the answer come from the address that it asked: a TCP flow keeps its endpoints, and of datagrams it is kept who was asked.

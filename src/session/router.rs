@@ -64,7 +64,8 @@ impl Router {
             return Ok(None);
         }
         // A device that was handed to us has a name of its own, and nobody else has it.
-        if config.host.tun_fd.is_none() && !replace::clear(&config.host.tun, config.replace)? {
+        let host = &config.host;
+        if host.tun_fd.is_none() && !replace::clear(&host.tun, config.replace, host.kill_switch)? {
             return Ok(None);
         }
         // After the one that is replaced has let go of them, and before anything is changed.

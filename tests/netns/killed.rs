@@ -182,6 +182,34 @@ fn with_the_kill_switch_nothing_leaks_over_deaths_and_starts() {
     assert_ne!(leaks(&world), 0);
 }
 
+/// L-1: taking over from one to the next lets nothing out either.
+#[test]
+fn with_the_kill_switch_nothing_leaks_while_one_replaces_another() {
+    let Some(world) = world() else { return };
+    let _proxy = world.embedded(&world.server, PROXY);
+    world.echo(&format!("{TARGET}:7"));
+    world.server.ok(&format!("ip addr add {RESOLVER}/24 dev eth0"));
+    let before = world.client.state();
+    let arguments = format!("--socks5 {PROXY} --kill-switch --replace");
+    let mut ztun = world.ztun(&arguments);
+    count_leaks(&world);
+    let end = Arc::new(AtomicBool::new(false));
+    let ends = End(Arc::clone(&end));
+    let chattering = world.client.spawn(move || chatter(&end));
+    for number in 0..5 {
+        let next = world.ztun(&arguments);
+        ztun.end();
+        ztun = next;
+        assert_eq!(leaks(&world), 0, "{number}: {}", world.server.ok("nft list table inet leak"));
+    }
+    talk(&mut world.client.connect(&format!("{TARGET}:7")).unwrap()).unwrap();
+    drop(ends);
+    chattering.join().unwrap();
+    assert_eq!(leaks(&world), 0);
+    assert_eq!(ztun.stop(), Some(0), "{}", ztun.log());
+    assert_eq!(world.client.state(), before);
+}
+
 /// Issue 3, item 5: a device that somebody deletes lets nothing out until it is there again.
 #[test]
 fn nothing_leaks_while_a_deleted_device_is_made_anew() {
