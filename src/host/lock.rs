@@ -18,12 +18,12 @@
 //! for its end.
 
 use super::process::{Other, in_first_network};
-use crate::time::Duration;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What a process that is ending has until the kernel has taken it down.
 const END_LIMIT: Duration = Duration::from_secs(2);
