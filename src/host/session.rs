@@ -210,7 +210,7 @@ pub fn dry_run(
 
 /// The resolvers that this machine is set to ask, or was before a run changed it; none where the setting is also that of another network.
 pub fn name_servers() -> Vec<IpAddr> {
-    dns::observe(&Places::standard()).servers
+    dns::servers(&Places::standard())
 }
 
 /// The live ztun that has `device`, for whoever wants to take over from it.

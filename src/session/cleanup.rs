@@ -1,6 +1,7 @@
 //! What became of everything that a run held: one line for each, and a sum.
 
 use crate::driver::Clock;
+use crate::host::{Outcome, Step};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
@@ -31,6 +32,17 @@ pub struct CleanupItem {
     pub result: CleanupResult,
     /// How long that took, milliseconds.
     pub ms: u64,
+}
+
+impl CleanupItem {
+    /// A change to the machine that was undone; `done` is what it counts as when there was something to undo, or nothing to.
+    pub(super) fn of(step: &Step, done: impl FnOnce(Outcome) -> CleanupResult) -> CleanupItem {
+        let result = match &step.result {
+            Ok(outcome) => done(*outcome),
+            Err(error) => CleanupResult::Error(error.to_string()),
+        };
+        CleanupItem { kind: step.change.kind(), id: step.change.to_string(), result, ms: 0 }
+    }
 }
 
 impl fmt::Display for CleanupItem {

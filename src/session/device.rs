@@ -152,16 +152,13 @@ impl Backend for Machine {
         let report = applied.borrow_mut().down();
         let mut failed = report.problems.clone();
         for step in &report.steps {
-            let result = match &step.result {
-                Ok(host::Outcome::Done) => CleanupResult::Ok,
-                Ok(host::Outcome::Already) => CleanupResult::Skipped,
-                Err(error) => {
-                    failed.push(step.change.to_string());
-                    CleanupResult::Error(error.to_string())
-                }
-            };
-            let kind = step.change.kind();
-            self.items.push(CleanupItem { kind, id: step.change.to_string(), result, ms: 0 });
+            if step.result.is_err() {
+                failed.push(step.change.to_string());
+            }
+            self.items.push(CleanupItem::of(step, |outcome| match outcome {
+                host::Outcome::Done => CleanupResult::Ok,
+                host::Outcome::Already => CleanupResult::Skipped,
+            }));
         }
         failed
     }

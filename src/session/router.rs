@@ -15,7 +15,7 @@ use crate::engine::Engine;
 use crate::host::change::PROTOCOL;
 use crate::host::{self, LocalProxy};
 use crate::monitor::Own;
-use crate::time::{Duration, Instant};
+use crate::time::Duration;
 use crate::tun::lifecycle::{LifecycleError, ManagedTun, Options};
 use crate::tun::{Device, Tun};
 use std::cell::RefCell;
@@ -149,7 +149,8 @@ impl Router {
     fn take_down(&self, set_up: SetUp, exit: Option<Exit>, before: &Descriptors) -> CleanupReport {
         let SetUp { driver, tun, lost: _ } = set_up;
         let mut cleanup = Cleanup::begin(self.clock);
-        let limit = nested(SIGNAL_LIMIT, Instant::from_micros(u64::MAX), self.clock.now());
+        let now = self.clock.now();
+        let limit = nested(Options::default().cleanup_timeout, now + SIGNAL_LIMIT, now);
         let closed = driver.closed();
         let flows = if exit == Some(Exit::Forced) || closed.reset > 0 {
             CleanupResult::Forced

@@ -84,12 +84,7 @@ pub(super) fn restore(host: &HostPlanConfig, clock: Clock) -> CleanupReport {
     match host::restore_own(&host.tun, host.no_route) {
         Ok(report) => {
             for step in &report.steps {
-                let result = match &step.result {
-                    Ok(_) => CleanupResult::Forced,
-                    Err(error) => CleanupResult::Error(error.to_string()),
-                };
-                let (kind, id) = (step.change.kind(), step.change.to_string());
-                cleanup.add(CleanupItem { kind, id, result, ms: 0 });
+                cleanup.add(CleanupItem::of(step, |_| CleanupResult::Forced));
             }
         }
         Err(error) => {

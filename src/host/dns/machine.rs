@@ -177,8 +177,7 @@ fn open_in_root(root: &File, path: &Path) -> io::Result<File> {
 /// Looks at the machine's DNS. systemd-resolved is asked whether it is there, which may take a few seconds where it is ill.
 pub(in crate::host) fn observe(places: &Places) -> Situation {
     let extent = places.extent();
-    let text = places.place(extent).and_then(|place| place.whose().ok());
-    let octets = text.map(|(_, octets)| octets).unwrap_or_default();
+    let octets = original(places, extent);
     let servers = nameservers(&octets);
     let serves = extent == Extent::First;
     let resolved = serves && places.leads_to_resolved(&servers) && {
@@ -207,6 +206,17 @@ pub(in crate::host) fn observe(places: &Places) -> Situation {
         }
     }
     situation
+}
+
+/// What resolv.conf says, or said before a run changed it; nothing where it is not this network namespace's.
+fn original(places: &Places, extent: Extent) -> Vec<u8> {
+    let text = places.place(extent).and_then(|place| place.whose().ok());
+    text.map(|(_, octets)| octets).unwrap_or_default()
+}
+
+/// The name servers that [`observe`] sees; no other program is asked.
+pub(in crate::host) fn servers(places: &Places) -> Vec<IpAddr> {
+    nameservers(&original(places, places.extent()))
 }
 
 /// Tells the machine its name servers. What fails is a warning, and as before.

@@ -33,7 +33,7 @@ mod text;
 #[cfg(target_os = "linux")]
 pub use machine::{Places, Upkeep};
 #[cfg(target_os = "linux")]
-pub(super) use machine::{leftovers, observe, restore, set};
+pub(super) use machine::{leftovers, observe, restore, servers, set};
 
 /// Name servers for the machine, and how it is told of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
