@@ -98,12 +98,12 @@ pub fn examine(config: &Config, options: &Options) -> Vec<Check> {
 fn binding(config: &Config) -> EgressBinding {
     let index = config.host.interface.as_deref().and_then(|name| host::interface_index(name).ok());
     let interface = index.and_then(NonZeroU32::new);
-    let marked = EgressBinding { mark: Some(config.host.mark), interface };
+    let marked = EgressBinding { mark: Some(config.host.mark), interface, ..EgressBinding::default() };
     match marked.check() {
         Ok(()) => marked,
         Err(error) => {
             log::debug!("sockets are not marked: {error}");
-            EgressBinding { mark: None, interface }
+            EgressBinding { mark: None, ..marked }
         }
     }
 }

@@ -6,7 +6,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 /// Room for datagrams that wait for the loop, octets a socket.
 const DATAGRAM_BUFFER: usize = 1 << 20;
@@ -18,6 +18,8 @@ pub struct EgressBinding {
     pub mark: Option<u32>,
     /// Interface index for SO_BINDTOIFINDEX; loopback destinations are left alone.
     pub interface: Option<NonZeroU32>,
+    /// Sockets have descriptors below this number; the others are kept for what is no flow's ([`for_flows`](super::limits::for_flows)).
+    pub below: Option<RawFd>,
 }
 
 impl EgressBinding {
@@ -39,6 +41,15 @@ impl EgressBinding {
         Ok(())
     }
 
+    /// A socket, unless its descriptor is one of those that are not for flows: the kernel gives the lowest that is free, so there is no other.
+    fn socket(&self, to: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+        let socket = Socket::new(Domain::for_address(to), kind.nonblocking().cloexec(), Some(protocol))?;
+        match self.below {
+            Some(below) if socket.as_raw_fd() >= below => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+            Some(_) | None => Ok(socket),
+        }
+    }
+
     /// Whether the system lets a socket be bound so.
     pub fn check(&self) -> io::Result<()> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), Some(Protocol::UDP))?;
@@ -47,8 +58,7 @@ impl EgressBinding {
 
     /// Starts a connection. It is established, or has failed, when the socket becomes writable.
     pub fn dial(&self, to: SocketAddr, egress: Egress) -> io::Result<TcpStream> {
-        let socket =
-            Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+        let socket = self.socket(to, Type::STREAM, Protocol::TCP)?;
         self.apply(&socket, Some(to), egress)?;
         // The relay decides what a segment is; Nagle would only add latency (RFC 1928 says nothing, every peer does it).
         socket.set_tcp_nodelay(true)?;
@@ -66,8 +76,7 @@ impl EgressBinding {
         let v6 = peer.map_or(v6, |peer| peer.is_ipv6());
         let any: SocketAddr =
             if v6 { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
-        let socket =
-            Socket::new(Domain::for_address(any), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+        let socket = self.socket(any, Type::DGRAM, Protocol::UDP)?;
         if v6 {
             socket.set_only_v6(true)?;
         }
@@ -166,6 +175,16 @@ mod tests {
         assert_eq!(of(libc::EMFILE), SocketError::Exhausted);
         assert_eq!(of(libc::EHOSTUNREACH), SocketError::Host);
         assert_eq!(classify(&io::Error::other("else")), SocketError::Other);
+    }
+
+    #[test]
+    fn descriptors_that_are_not_for_flows_are_left_alone() {
+        let binding = EgressBinding { below: Some(3), ..EgressBinding::default() };
+        let to = (Ipv4Addr::LOCALHOST, 9).into();
+        let refused = binding.dial(to, Egress::Direct).expect_err("no descriptor below 3 is free");
+        assert_eq!(classify(&refused), SocketError::Exhausted);
+        let refused = binding.open_udp(None, false, Egress::Direct).expect_err("none is free");
+        assert_eq!(classify(&refused), SocketError::Exhausted);
     }
 
     /// L-8, `docs/adr/0005-no-reuseaddr-on-ephemeral-udp.md`

@@ -44,6 +44,19 @@ pub fn index_of(device: &str) -> io::Result<u32> {
     }
 }
 
+/// Whether the interface with the number `index` is the one that is called `device`.
+///
+/// # Errors
+///
+/// The system's, when it cannot be asked: that says nothing about the interface.
+pub fn is_called(index: u32, device: &str) -> io::Result<bool> {
+    match index_of(device) {
+        Ok(found) => Ok(found == index),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// The machine and the device, which need not exist (`--dry-run`): then it is taken to be like one just made.
 pub(super) fn snapshot(netlink: &mut Netlink, device: &str) -> io::Result<Have> {
     let index = match index_of(device) {

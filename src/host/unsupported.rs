@@ -144,6 +144,11 @@ pub fn interface_index(_name: &str) -> io::Result<u32> {
 }
 
 /// Fails: this system is not supported.
+pub fn is_called(_index: u32, _device: &str) -> io::Result<bool> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Fails: this system is not supported.
 pub fn up(
     _config: &HostPlanConfig,
     device: &str,

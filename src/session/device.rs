@@ -104,6 +104,11 @@ impl Machine {
         }
     }
 
+    /// Whether the kernel still has the device, under the name that it had.
+    fn is_there(&self) -> io::Result<bool> {
+        self.index.map_or(Ok(false), |index| host::is_called(index, &self.name))
+    }
+
     fn remember(&mut self, device: &Tun) {
         device.name().clone_into(&mut self.name);
         self.index = host::interface_index(&self.name).ok();
@@ -169,8 +174,12 @@ impl Backend for Machine {
 
     fn left(&mut self) -> Vec<String> {
         let mut left = Vec::new();
-        if self.renewable() && self.index.is_some() && self.index == host::interface_index(&self.name).ok() {
-            left.push(format!("the device {}", self.name));
+        if self.renewable() {
+            match self.is_there() {
+                Ok(true) => left.push(format!("the device {}", self.name)),
+                Ok(false) => {}
+                Err(error) => left.push(format!("perhaps the device {}: {error}", self.name)),
+            }
         }
         if self.applied.is_none() || self.config.host.no_route {
             return left;
@@ -183,7 +192,8 @@ impl Backend for Machine {
     }
 
     fn is_whole(&mut self) -> bool {
-        self.index.is_some() && self.index == host::interface_index(&self.name).ok()
+        // A machine that cannot be asked for the moment says nothing about the device.
+        self.is_there().unwrap_or(true)
     }
 }
 

@@ -5,7 +5,7 @@ use super::device::Machine;
 use super::keeper::Keeper;
 use super::names::Names;
 use super::outside::Asked;
-use super::setup::{self, binding, local_proxies, log_totals, owner, raise_limits, routed};
+use super::setup::{self, binding, local_proxies, log_totals, owner, routed};
 use super::state::{Work, nested};
 use super::watchdog;
 use super::{Ended, RunError, network, notify, probe, replace};
@@ -52,7 +52,6 @@ impl Router {
         let config = &self.config;
         let waiter = || signals.waiter().map_err(setup::machine("cannot watch for signals", LIMIT));
         let asked = waiter()?;
-        raise_limits();
         let binding = binding(config)?;
         if config.require_proxy {
             probe::any(&config.engine.proxies, &binding, config.engine.connect_timeout)

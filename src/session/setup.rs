@@ -18,10 +18,14 @@ pub(super) fn machine(what: &str, remedy: &str) -> impl FnOnce(io::Error) -> Run
     move |source| RunError::Machine { what, source, remedy }
 }
 
-/// Raises the limit on descriptors as far as the system lets it.
-pub(super) fn raise_limits() {
-    if let Err(error) = limits::raise_open_files() {
-        log::warn!("cannot raise the limit on open files: {error}");
+/// Raises the limit on descriptors as far as the system lets it: the limit, where it is known.
+pub(super) fn raise_limits() -> Option<u64> {
+    match limits::raise_open_files() {
+        Ok(limit) => Some(limit),
+        Err(error) => {
+            log::warn!("cannot raise the limit on open files: {error}");
+            None
+        }
     }
 }
 
@@ -93,16 +97,18 @@ pub(super) fn egress_index(config: &Config) -> Result<Option<NonZeroU32>, RunErr
     Ok(NonZeroU32::new(index))
 }
 
-/// How ztun's own sockets leave: with the mark that the routing rules know, and by the interface that was asked for.
+/// How ztun's own sockets leave: with the mark that the routing rules know, by the interface that was asked for, and with what the limit on descriptors,
+/// which is raised, spares for flows.
 pub(super) fn binding(config: &Config) -> Result<EgressBinding, RunError> {
+    let below = raise_limits().map(limits::for_flows);
     let interface = egress_index(config)?;
-    let binding = EgressBinding { mark: Some(config.host.mark), interface };
+    let binding = EgressBinding { mark: Some(config.host.mark), interface, below };
     match binding.check() {
         Ok(()) => Ok(binding),
         // Without routes of ours nothing depends on the mark.
         Err(error) if config.host.no_route && error.kind() == io::ErrorKind::PermissionDenied => {
             log::debug!("sockets are not marked: {error}");
-            Ok(EgressBinding { mark: None, interface })
+            Ok(EgressBinding { mark: None, ..binding })
         }
         Err(error) => Err(machine("cannot mark sockets", "run as root or with CAP_NET_ADMIN")(error)),
     }

@@ -213,7 +213,7 @@ pub trait Backend {
     /// Looks at the kernel's tables: what there still is of the device, its addresses, routes and rules.
     fn left(&mut self) -> Vec<String>;
 
-    /// Whether the real device is there, up, and the one that was opened.
+    /// Whether the real device is there, and the one that was opened.
     fn is_whole(&mut self) -> bool;
 }
 
