@@ -16,6 +16,7 @@
 //! A TUN that takes no packet keeps the one that it refused; nothing more is asked of the engine until it is writable again.
 
 pub mod clock;
+mod datagram;
 mod health;
 pub mod limits;
 pub mod peer;
@@ -23,8 +24,8 @@ mod service;
 pub mod signals;
 pub mod socket;
 mod stop;
+mod stream;
 pub mod terminal;
-mod transfer;
 mod wakeup;
 
 pub use clock::Clock;
@@ -331,21 +332,6 @@ impl<D: Device> Driver<D> {
             }
             Output::Datagram { socket, to, header, payload } => {
                 self.send_datagram(socket, to, header.as_slice(), payload)
-            }
-        }
-    }
-
-    fn send_datagram(&mut self, socket: SocketId, to: Option<SocketAddr>, header: &[u8], payload: &[u8]) {
-        let Some(OsSocket { io: Io::Udp(udp), .. }) = self.os_socket(socket) else { return };
-        // An ICMP error for an earlier datagram is reported by the next send: that one is tried once more.
-        for _ in 0..2 {
-            match socket::send_datagram(udp, to, header, payload) {
-                Ok(()) => return,
-                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {}
-                Err(error) => {
-                    log::debug!("datagram lost: {error}");
-                    return;
-                }
             }
         }
     }

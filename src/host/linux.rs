@@ -44,26 +44,22 @@ pub fn index_of(device: &str) -> io::Result<u32> {
     }
 }
 
-/// Whether the interface with the number `index` is the one that is called `device`.
+/// The kernel's index of the interface `device`, if there is one of that name.
 ///
 /// # Errors
 ///
 /// The system's, when it cannot be asked: that says nothing about the interface.
-pub fn is_called(index: u32, device: &str) -> io::Result<bool> {
+pub fn find(device: &str) -> io::Result<Option<u32>> {
     match index_of(device) {
-        Ok(found) => Ok(found == index),
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(false),
+        Ok(index) => Ok(Some(index)),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
 /// The machine and the device, which need not exist (`--dry-run`): then it is taken to be like one just made.
 pub(super) fn snapshot(netlink: &mut Netlink, device: &str) -> io::Result<Have> {
-    let index = match index_of(device) {
-        Ok(index) => Some(index),
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => None,
-        Err(error) => return Err(error),
-    };
+    let index = find(device)?;
     let (mut mtu, mut up) = (1500, false);
     if let Some(index) = index {
         let mut request = LinkMessage::default();

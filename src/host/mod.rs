@@ -55,7 +55,7 @@ mod standin;
 #[cfg(target_os = "linux")]
 pub use existing::{reset_existing, stays_outside};
 #[cfg(target_os = "linux")]
-pub use linux::{index_of as interface_index, is_called};
+pub use linux::{find as find_interface, index_of as interface_index};
 #[cfg(target_os = "linux")]
 pub use lock::{Holder, RunDir};
 #[cfg(target_os = "linux")]
@@ -75,8 +75,8 @@ pub use standin::stand_in_name;
 mod unsupported;
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{
-    Applied, Holder, LocalProxy, Refreshed, Report, dry_run, holder, interface_index, is_called, left_behind,
-    reset_existing, restore, restore_own, stays_outside, up,
+    Applied, Holder, LocalProxy, Refreshed, Report, dry_run, find_interface, holder, interface_index,
+    left_behind, reset_existing, restore, restore_own, stays_outside, up,
 };
 
 #[cfg(target_os = "linux")]

@@ -144,7 +144,7 @@ pub fn interface_index(_name: &str) -> io::Result<u32> {
 }
 
 /// Fails: this system is not supported.
-pub fn is_called(_index: u32, _device: &str) -> io::Result<bool> {
+pub fn find_interface(_name: &str) -> io::Result<Option<u32>> {
     Err(io::ErrorKind::Unsupported.into())
 }
 

@@ -106,7 +106,7 @@ impl Machine {
 
     /// Whether the kernel still has the device, under the name that it had.
     fn is_there(&self) -> io::Result<bool> {
-        self.index.map_or(Ok(false), |index| host::is_called(index, &self.name))
+        Ok(self.index.is_some() && host::find_interface(&self.name)? == self.index)
     }
 
     fn remember(&mut self, device: &Tun) {

@@ -227,8 +227,7 @@ impl<M: Monitor> NetworkService<M> {
         // While there is no device whoever makes it anew sees to the rest.
         let (Some(applied), Some(device)) = (&self.applied, scene.device.as_ref()) else { return };
         if let Err(error) = applied.borrow_mut().refresh(device.name()) {
-            let gone = host::interface_index(device.name());
-            if gone.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV)) {
+            if matches!(host::find_interface(device.name()), Ok(None)) {
                 // Or has another name now, which its reads do not tell.
                 log::debug!("the device has gone meanwhile: {error}");
                 scene.drop_device();
