@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 # Programs that the tests talk to, and the package of each.
 readonly PROGRAMS=(
     microsocks:microsocks danted:dante-server curl:curl iperf3:iperf3 dig:dnsutils dnsperf:dnsperf ip:iproute2 nft:nftables
-    ping:iputils-ping ps:procps nc:netcat-openbsd setpriv:util-linux python3:python3 prlimit:util-linux
+    ping:iputils-ping ps:procps nc:netcat-openbsd setpriv:util-linux python3:python3 prlimit:util-linux valgrind:valgrind
 )
 readonly CARGO_DENY=0.20
 
@@ -14,7 +14,7 @@ usage() {
     cat <<'TEXT'
 usage: ./build-all.sh COMMAND
   deps    install the programs that the tests use (Debian packages; root or sudo)
-  check   format, lints, documentation, licences, the core without an OS
+  check   format, lints, documentation, licences, the core without an OS, instructions within their budgets (deps first)
   test    deps, then every test; those that need network namespaces run as root (through sudo for others), or not at all with ZTUN_SKIP_NETNS=1
   soak    churn for a day, or for SECONDS: descriptors, memory and tables stay flat (root)
   bench   micro-benches, then ztun beside tun2proxy and a plain relay (root)
@@ -69,6 +69,7 @@ check() {
     say "the core alone"; cargo clippy --quiet --locked --lib --no-default-features -- -D warnings
     say "documentation"; RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --document-private-items
     say "licences and bans"; cargo_deny
+    say "instructions"; deps; cargo bench --quiet --locked --bench instructions
     say "all checks passed"
 }
 

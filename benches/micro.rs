@@ -4,6 +4,10 @@
 
 #![allow(clippy::disallowed_methods, reason = "criterion reads the clock")]
 
+#[path = "common/mod.rs"]
+mod common;
+
+use common::{APP, PORT, REMOTE, segment, tcp_packet, udp_packet};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,18 +17,15 @@ use ztun::outbound::socks5::Client;
 use ztun::rng::Rng;
 use ztun::stack::{Ingress, Packet, Stack, StackConfig, StackEvent};
 use ztun::time::Instant;
+use ztun::wire::Endpoint;
 use ztun::wire::checksum::{Checksum, update_u16};
-use ztun::wire::ip::{IpHeader, IpPacket, protocol};
+use ztun::wire::ip::IpPacket;
 use ztun::wire::socks5::{self, Command};
 use ztun::wire::tcp::{TcpFlags, TcpOptions, TcpSegment};
-use ztun::wire::udp::{self, UdpDatagram};
-use ztun::wire::{Endpoint, SeqNumber};
+use ztun::wire::udp::UdpDatagram;
 
-const APP: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));
-const REMOTE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 5));
 const APP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd7a, 0x7a74, 0x756e, 0, 0, 0, 0, 1));
 const REMOTE_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 5));
-const PORT: u16 = 443;
 const SEED: [u8; 16] = [7; 16];
 
 /// Payload of a full packet and of a super-segment.
@@ -32,46 +33,6 @@ const SIZES: [usize; 2] = [1_448, 62_264];
 
 /// Octets of headers of a segment without options over IPv4.
 const HEADERS: usize = 40;
-
-fn ip_header((src, dst): (IpAddr, IpAddr), protocol: u8) -> IpHeader {
-    IpHeader { src, dst, protocol, hop_limit: 64, id: 0, dont_fragment: true, fragment: None }
-}
-
-/// A whole packet with its checksum in place.
-fn tcp_packet(ends: (IpAddr, IpAddr), segment: &TcpSegment<'_>) -> Vec<u8> {
-    let upper = segment.header_len() + segment.payload.len();
-    let header = ip_header(ends, protocol::TCP);
-    let mut packet = vec![0; header.header_len() + upper];
-    let start = header.emit(&mut packet, upper);
-    let at = start + segment.emit_header(&mut packet[start..]);
-    packet[at..].copy_from_slice(segment.payload);
-    let sum = Checksum::pseudo_header(ends.0, ends.1, protocol::TCP, upper as u32).with(&packet[start..]);
-    packet[start + 16..start + 18].copy_from_slice(&sum.finish().to_be_bytes());
-    packet
-}
-
-fn udp_packet(ends: (IpAddr, IpAddr), payload: &[u8]) -> Vec<u8> {
-    let header = ip_header(ends, protocol::UDP);
-    let mut packet = vec![0; header.header_len() + udp::HEADER + payload.len()];
-    let start = header.emit(&mut packet, udp::HEADER + payload.len());
-    let at = start + udp::emit_header(&mut packet[start..], (ends.0, 5_000), (ends.1, 53), payload);
-    packet[at..].copy_from_slice(payload);
-    packet
-}
-
-fn segment(port: u16, seq: u32, ack: u32, flags: TcpFlags, payload: &[u8]) -> TcpSegment<'_> {
-    TcpSegment {
-        src_port: port,
-        dst_port: PORT,
-        seq: SeqNumber(seq),
-        ack: SeqNumber(ack),
-        flags,
-        window: 0xffff,
-        urgent: 0,
-        options: TcpOptions::default(),
-        payload,
-    }
-}
 
 /// The app's kernel, as far as it takes to drive one connection.
 struct App {
@@ -158,7 +119,7 @@ fn parse(c: &mut Criterion) {
             });
         }
     }
-    let packet = udp_packet((APP, REMOTE), &[7; 64]);
+    let packet = udp_packet((APP, REMOTE), 53, &[7; 64]);
     group.bench_function("udp4+checksum", |b| {
         b.iter(|| {
             let ip = IpPacket::parse(black_box(&packet)).expect("a packet");
@@ -303,7 +264,7 @@ fn segments(c: &mut Criterion) {
 fn datagrams(c: &mut Criterion) {
     let mut group = c.benchmark_group("datagram");
     for size in [64, 1_400] {
-        let packet = udp_packet((APP, REMOTE), &vec![7; size]);
+        let packet = udp_packet((APP, REMOTE), 53, &vec![7; size]);
         let mut app = App::new();
         group.bench_function(BenchmarkId::new("in", size), |b| {
             b.iter(|| {
