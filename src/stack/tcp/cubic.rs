@@ -20,7 +20,8 @@ pub(super) struct Cubic {
     cwnd: u32,
     ssthresh: u32,
     w_max: f64,
-    epoch: Option<Epoch>,
+    /// Most connections never lose anything and have none.
+    epoch: Option<Box<Epoch>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,11 @@ struct Epoch {
 impl Cubic {
     pub(super) fn new(mss: u32) -> Cubic {
         Cubic { cwnd: INITIAL * mss, ssthresh: u32::MAX, w_max: 0.0, epoch: None }
+    }
+
+    /// Takes everything out of a connection that changes its form.
+    pub(super) fn take(&mut self) -> Cubic {
+        Cubic { cwnd: self.cwnd, ssthresh: self.ssthresh, w_max: self.w_max, epoch: self.epoch.take() }
     }
 
     /// CWND, octets.
@@ -50,10 +56,8 @@ impl Cubic {
         let segment = f64::from(mss.max(1));
         let cwnd = f64::from(self.cwnd) / segment;
         let w_max = self.w_max.max(cwnd);
-        let epoch = self.epoch.get_or_insert_with(|| Epoch {
-            start: now,
-            k: ((w_max - cwnd) / C).cbrt(),
-            w_est: cwnd,
+        let epoch = self.epoch.get_or_insert_with(|| {
+            Box::new(Epoch { start: now, k: ((w_max - cwnd) / C).cbrt(), w_est: cwnd })
         });
         let t = now.since(epoch.start).as_secs_f64() + srtt.as_secs_f64() - epoch.k;
         let target = (C * t * t * t + w_max).clamp(cwnd, cwnd * 1.5);

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 
 /// Records of one flow; no new segment is sent beyond. Bounds memory and the cost of a SACK (CVE-2019-11478).
 pub(super) const MAX_RECORDS: usize = 2_048;
-/// Records whose memory an idle flow keeps: half a kilobyte.
+/// Records whose memory a block keeps while it has nothing in flight: half a kilobyte.
 const KEPT_RECORDS: usize = 16;
 /// RFC 5681 3.2, RFC 6675 2: DupThresh.
 const DUP_THRESH: u32 = 3;
@@ -69,6 +69,18 @@ pub(super) struct Flight {
 }
 
 impl Flight {
+    /// An empty flight with the memory of this one, for another connection.
+    pub(super) fn reset(self, reordering_seen: bool) -> Flight {
+        let mut records = self.records;
+        records.clear();
+        Flight { records, reordering_seen, ..Flight::default() }
+    }
+
+    /// Whether the path is known to reorder; all else that is known is of segments in flight.
+    pub(super) fn reordering_seen(&self) -> bool {
+        self.reordering_seen
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.records.is_empty()
     }

@@ -63,7 +63,7 @@ impl<'a> Tcp<'a> {
     pub fn recv(&self) -> (&[u8], &[u8]) {
         match self.layer.table.get(self.flow) {
             Some(Slot::Open(tcb)) => tcb.receive.readable(),
-            Some(Slot::Syn(_) | Slot::TimeWait(_)) | None => (&[], &[]),
+            Some(Slot::Syn(_) | Slot::Resting(_) | Slot::TimeWait(_)) | None => (&[], &[]),
         }
     }
 
@@ -71,7 +71,7 @@ impl<'a> Tcp<'a> {
     pub fn into_recv(self) -> (&'a [u8], &'a [u8]) {
         match self.layer.table.get(self.flow) {
             Some(Slot::Open(tcb)) => tcb.receive.readable(),
-            Some(Slot::Syn(_) | Slot::TimeWait(_)) | None => (&[], &[]),
+            Some(Slot::Syn(_) | Slot::Resting(_) | Slot::TimeWait(_)) | None => (&[], &[]),
         }
     }
 
@@ -108,13 +108,13 @@ impl<'a> Tcp<'a> {
     pub fn send_queue(&self) -> usize {
         match self.layer.table.get(self.flow) {
             Some(Slot::Open(tcb)) => tcb.send.len(),
-            Some(Slot::Syn(_) | Slot::TimeWait(_)) | None => 0,
+            Some(Slot::Syn(_) | Slot::Resting(_) | Slot::TimeWait(_)) | None => 0,
         }
     }
 
     /// Sends FIN after everything committed. The other direction goes on. Calling it again does nothing.
     pub fn shutdown(&mut self, _now: Instant) {
-        if let Some(Slot::Open(tcb)) = self.layer.table.get_mut(self.flow)
+        if let Some(tcb) = self.layer.awake(self.flow)
             && tcb.fin == Fin::None
         {
             tcb.fin = Fin::Queued;
@@ -130,7 +130,11 @@ impl<'a> Tcp<'a> {
 
     /// Whether the three-way handshake is complete and neither side has closed.
     pub fn is_established(&self) -> bool {
-        matches!(self.layer.table.get(self.flow), Some(Slot::Open(tcb)) if tcb.state() == State::Established)
+        match self.layer.table.get(self.flow) {
+            Some(Slot::Open(tcb)) => tcb.state() == State::Established,
+            Some(Slot::Resting(_)) => true,
+            Some(Slot::Syn(_) | Slot::TimeWait(_)) | None => false,
+        }
     }
 }
 

@@ -80,7 +80,6 @@ impl SynEntry {
         let default = if v6 { DEFAULT_MSS_V6 } else { DEFAULT_MSS_V4 };
         let timestamps = syn.options.timestamps.map(|timestamps| TimestampState {
             recent: timestamps.value,
-            recent_at: now,
             last_ack_sent: syn.seq + 1,
             offset: ts_offset,
         });

@@ -67,7 +67,7 @@ impl Tcb {
         self.last_active = cx.now;
         self.keepalives = 0;
         self.check_ack(segment, cx)?;
-        self.update_timestamps(segment, cx.now);
+        self.update_timestamps(segment);
         self.handle_ack(segment, cx);
         // Sixth, URG: the urgent mark is not passed on, its octets are part of the stream (RFC 9293 3.8.5, RFC 6093).
         // Seventh and eighth, text and FIN.
@@ -89,7 +89,7 @@ impl Tcb {
         let Some(state) = self.timestamps.filter(|_| !exempt) else { return Ok(()) };
         let Some(timestamps) = segment.options.timestamps else { return Err(DropReason::Paws) };
         let old = SeqNumber(timestamps.value).lt(SeqNumber(state.recent));
-        if old && cx.now.since(state.recent_at) < TS_RECENT_VALID {
+        if old && cx.now.since(self.last_active) < TS_RECENT_VALID {
             self.acknowledge_unacceptable(segment, cx);
             return Err(DropReason::Paws);
         }
@@ -97,12 +97,11 @@ impl Tcb {
     }
 
     /// RFC 7323 4.3: TS.Recent follows segments that cover Last.ACK.sent.
-    fn update_timestamps(&mut self, segment: &TcpSegment<'_>, now: Instant) {
+    fn update_timestamps(&mut self, segment: &TcpSegment<'_>) {
         if let (Some(state), Some(timestamps)) = (&mut self.timestamps, segment.options.timestamps)
             && segment.seq.le(state.last_ack_sent)
         {
             state.recent = timestamps.value;
-            state.recent_at = now;
         }
     }
 

@@ -115,7 +115,7 @@ impl TcpLayer {
             buffer_octets: self.pool.used(),
             buffer_budget: self.config.tcp.buffer_budget,
             table_octets: self.table.slots() as usize * size_of::<(FlowKey, Slot)>()
-                + open * size_of::<Tcb>(),
+                + self.blocks.used() * size_of::<Tcb>(),
         }
     }
 
@@ -141,6 +141,15 @@ impl TcpLayer {
                 download_octets: tcb.delivered,
                 opened: tcb.opened,
                 last_active: tcb.last_active,
+            },
+            Slot::Resting(resting) => TcpInfo {
+                flow,
+                key,
+                state: TcpState::Established,
+                upload_octets: resting.receive.octets,
+                download_octets: resting.delivered,
+                opened: resting.opened,
+                last_active: resting.last_active,
             },
             Slot::TimeWait(_) => return None,
         })

@@ -88,7 +88,7 @@ impl TcpLayer {
             let oldest = self.half_open.oldest().and_then(|index| self.table.id_at(index));
             let overdue = |flow: &FlowId| match self.table.get(*flow) {
                 Some(Slot::Syn(entry)) => entry.overdue(now),
-                Some(Slot::Open(_) | Slot::TimeWait(_)) | None => false,
+                Some(Slot::Open(_) | Slot::Resting(_) | Slot::TimeWait(_)) | None => false,
             };
             let Some(oldest) = oldest.filter(overdue) else { return Room::Later };
             self.end(oldest, Closed::TimedOut, control, now);
@@ -145,7 +145,7 @@ impl TcpLayer {
             return Err(DropReason::Unacceptable);
         }
         let settled = entry.settle(segment, offer, now);
-        let tcb = Box::new(Tcb::new(&settled, &self.config.tcp, now));
+        let tcb = self.blocks.open(Tcb::new(&settled, &self.config.tcp, now));
         if let Some(slot) = self.table.get_mut(flow) {
             *slot = Slot::Open(tcb);
         }

@@ -2,12 +2,14 @@
 //!
 //! # Theory of operation
 //!
-//! One table holds every connection by its two ends: small entries in the SYN queue and in TIME-WAIT, and a boxed [`tcb::Tcb`] for those
-//! in between. A segment is looked up once and handled by the state it meets:
+//! One table holds every connection by its two ends: small entries in the SYN queue, in TIME-WAIT and for established connections at
+//! rest, and a boxed [`tcb::Tcb`] for those with anything under way. A segment is looked up once and handled by the state it meets:
 //!
 //! ```text
 //! none ─SYN─▶ Syn ─accept, ACK─▶ Open ─both FINs─▶ TimeWait ─2 MSL─▶ none
-//!              └─refuse, RST─▶ none  └─RST, abort, time-out─▶ none
+//!              └─refuse, RST─▶ none │▲ └─RST, abort, time-out─▶ none
+//!                nothing under way ─▼│─ anything
+//!                                 Resting
 //! ```
 //!
 //! What a segment or a call changes may give the connection something to send: it is then put into `ready`, once, and
@@ -21,7 +23,7 @@
 //! # Files
 //!
 //! `listen` segments before and after a connection is synchronised, `handshake` the entries for them; `tcb` the block; `input` arriving segments; `output` leaving ones and the timers; `flight` SACK
-//! scoreboard and RACK; `rtt`, `cubic`; `recv` and `ring` the buffers; `handle` what the caller holds;
+//! scoreboard and RACK; `rtt`, `cubic`; `recv` and `ring` the buffers; `rest` connections at rest; `handle` what the caller holds;
 //! `inspect` what reports are made of.
 
 mod cubic;
@@ -33,6 +35,7 @@ pub(super) mod inspect;
 mod listen;
 mod output;
 mod recv;
+mod rest;
 mod ring;
 mod rtt;
 mod tcb;
@@ -41,7 +44,7 @@ pub use handle::Tcp;
 
 use super::control::{ControlQueue, Limit};
 use super::egress::ip_header;
-use super::{Closed, DropReason, Ingress, Offload, StackConfig, StackEvent, Stats, Transmit};
+use super::{Closed, DropReason, Ingress, Offload, StackConfig, StackEvent, Stats, TcpConfig, Transmit};
 use crate::flow::{FlowId, FlowKey, FlowTable, LruList, TimerWheel};
 use crate::rng::{KeyedHash, Rng};
 use crate::time::Instant;
@@ -52,6 +55,7 @@ use crate::wire::{Endpoint, SeqNumber, WireError};
 use handshake::{SynEntry, TimeWait};
 use input::Context;
 use output::Segment;
+use rest::{Blocks, Resting};
 use ring::Pool;
 use std::collections::VecDeque;
 use tcb::{State, Tcb};
@@ -64,14 +68,17 @@ const MAX_HEADERS: usize = 40 + 60;
 pub(super) enum Slot {
     /// In the SYN queue.
     Syn(SynEntry),
-    /// Synchronised.
+    /// Synchronised, with something under way.
     Open(Box<Tcb>),
+    /// Synchronised, with nothing under way.
+    Resting(Resting),
     /// Over, but remembered.
     TimeWait(TimeWait),
 }
 
-const _: () = assert!(size_of::<Slot>() <= handshake::MAX_SYN_ENTRY + 8);
-/// An idle connection costs its block and its place in the tables, and nothing else.
+/// What a connection costs here that is idle, in the SYN queue or in TIME-WAIT: this, and its place in the tables.
+const _: () = assert!(size_of::<Slot>() <= 160);
+/// What one costs in addition while anything is under way.
 const _: () = assert!(size_of::<Tcb>() <= 640);
 
 /// What an ICMP error says about a connection.
@@ -92,6 +99,7 @@ pub(crate) struct TcpLayer {
     ready: VecDeque<FlowId>,
     events: VecDeque<StackEvent>,
     pool: Pool,
+    blocks: Blocks,
     /// Flows that found the memory of all flows spent.
     starved: VecDeque<FlowId>,
     isn: KeyedHash,
@@ -112,6 +120,7 @@ impl TcpLayer {
             ready: VecDeque::new(),
             events: VecDeque::new(),
             pool: Pool::new(config.tcp.buffer_budget),
+            blocks: Blocks::default(),
             starved: VecDeque::new(),
             isn: rng.keyed_hash(),
             offsets: rng.keyed_hash(),
@@ -153,7 +162,7 @@ impl TcpLayer {
             return self.unknown(key, &segment, control, stats, now);
         };
         match self.table.get_mut(flow) {
-            Some(Slot::Open(_)) => self.open(flow, &segment, control, stats, now),
+            Some(Slot::Open(_) | Slot::Resting(_)) => self.open(flow, &segment, control, stats, now),
             Some(Slot::Syn(_)) => self.syn_received(flow, key, &segment, control, stats, now),
             Some(Slot::TimeWait(_)) => self.time_waiting(flow, key, &segment, control, stats, now),
             None => Err(DropReason::NoFlow),
@@ -169,7 +178,9 @@ impl TcpLayer {
         stats: &mut Stats,
         now: Instant,
     ) -> Result<Ingress<'p>, DropReason> {
-        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return Err(DropReason::NoFlow) };
+        let Some(tcb) = awake(&mut self.table, &mut self.blocks, &self.config.tcp, flow) else {
+            return Err(DropReason::NoFlow);
+        };
         let mut cx = Context { config: &self.config.tcp, pool: &mut self.pool, stats, now };
         let outcome = tcb.handle_segment(segment, &mut cx);
         self.schedule(flow);
@@ -229,13 +240,17 @@ impl TcpLayer {
                         self.send_syn_ack(flow, key, control, now);
                     }
                 }
-                Some(Slot::Open(tcb)) => match tcb.handle_timeout(&self.config.tcp, stats, now) {
-                    Some(why) => {
-                        self.reset(flow, key, control, stats, now);
-                        self.end(flow, why, control, now);
+                Some(Slot::Open(_) | Slot::Resting(_)) => {
+                    let config = &self.config.tcp;
+                    let Some(tcb) = awake(&mut self.table, &mut self.blocks, config, flow) else { continue };
+                    match tcb.handle_timeout(config, stats, now) {
+                        Some(why) => {
+                            self.reset(flow, key, control, stats, now);
+                            self.end(flow, why, control, now);
+                        }
+                        None => self.schedule(flow),
                     }
-                    None => self.schedule(flow),
-                },
+                }
                 Some(Slot::TimeWait(entry)) if entry.until > now => self.timers.set(index, entry.until),
                 Some(Slot::TimeWait(_)) => self.forget(flow),
                 None => {}
@@ -284,7 +299,7 @@ impl TcpLayer {
                 }
                 None => {
                     tcb.queued = false;
-                    self.rearm(flow);
+                    self.settle(flow);
                 }
             }
         };
@@ -349,7 +364,7 @@ impl TcpLayer {
     ) -> Option<Tcp<'a>> {
         match self.table.get(flow)? {
             Slot::TimeWait(_) => None,
-            Slot::Syn(_) | Slot::Open(_) => {
+            Slot::Syn(_) | Slot::Open(_) | Slot::Resting(_) => {
                 let key = *self.table.key(flow)?;
                 Some(Tcp { layer: self, flow, key, control, stats })
             }
@@ -358,7 +373,11 @@ impl TcpLayer {
 
     /// Connections that are alive. Cost: the whole table.
     pub(crate) fn flows(&self) -> impl Iterator<Item = FlowId> + '_ {
-        self.table.ids().filter(|flow| matches!(self.table.get(*flow), Some(Slot::Syn(_) | Slot::Open(_))))
+        let alive = |slot: &Slot| match slot {
+            Slot::Syn(_) | Slot::Open(_) | Slot::Resting(_) => true,
+            Slot::TimeWait(_) => false,
+        };
+        self.table.ids().filter(move |flow| self.table.get(*flow).is_some_and(alive))
     }
 
     // ---- for the handle ----
@@ -400,7 +419,9 @@ impl TcpLayer {
     }
 
     pub(super) fn send_buf(&mut self, flow: FlowId) -> (&mut [u8], &mut [u8]) {
-        let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return (&mut [], &mut []) };
+        let Some(tcb) = awake(&mut self.table, &mut self.blocks, &self.config.tcp, flow) else {
+            return (&mut [], &mut []);
+        };
         let mut room = tcb.send_room(self.config.tcp.send_buffer);
         if room > 0 && !tcb.send.reserve(tcb.send.len() + room, &mut self.pool) {
             room = tcb.send.capacity() - tcb.send.len();
@@ -427,15 +448,27 @@ impl TcpLayer {
             tcb.send.release(&mut self.pool);
             tcb.flight.release_if_empty();
         }
-        self.rearm(flow);
+        self.settle(flow);
     }
 
-    fn rearm(&mut self, flow: FlowId) {
-        let Some(Slot::Open(tcb)) = self.table.get(flow) else { return };
+    /// Sets the timer, and lets a connection rest that has nothing under way.
+    fn settle(&mut self, flow: FlowId) {
+        let Some(slot) = self.table.get_mut(flow) else { return };
+        let Slot::Open(tcb) = slot else { return };
         let deadline = tcb.deadline(&self.config.tcp);
         if self.timers.deadline(flow.index()).is_none_or(|armed| deadline < armed) {
             self.timers.set(flow.index(), deadline);
         }
+        if let Some(resting) = tcb.rest()
+            && let Slot::Open(block) = core::mem::replace(slot, Slot::Resting(resting))
+        {
+            self.blocks.give(block);
+        }
+    }
+
+    /// The block of a synchronised connection, which is woken.
+    pub(super) fn awake(&mut self, flow: FlowId) -> Option<&mut Tcb> {
+        awake(&mut self.table, &mut self.blocks, &self.config.tcp, flow)
     }
 
     /// RST for a connection that is given up.
@@ -450,6 +483,10 @@ impl TcpLayer {
         match self.table.get(flow) {
             Some(Slot::Open(tcb)) => {
                 control.reset(key, tcb.snd_nxt, Some(tcb.receive.nxt), Limit::Flow, stats, now)
+            }
+            Some(Slot::Resting(resting)) => {
+                let ack = Some(resting.rcv_nxt());
+                control.reset(key, resting.snd_nxt(), ack, Limit::Flow, stats, now);
             }
             Some(Slot::Syn(entry)) if entry.answered.is_some() => {
                 control.reset(key, entry.iss + 1, Some(entry.irs + 1), Limit::Flow, stats, now);
@@ -478,13 +515,14 @@ impl TcpLayer {
             until: now + self.config.tcp.time_wait,
             answered: Instant::ZERO,
         };
-        tcb.release(&mut self.pool);
         // The acknowledgement of the app's FIN.
         if let Some(answer) = entry.answer(key, now) {
             control.segment(key, &answer);
         }
-        if let Some(slot) = self.table.get_mut(flow) {
-            *slot = Slot::TimeWait(entry);
+        if let Some(slot) = self.table.get_mut(flow)
+            && let Slot::Open(block) = core::mem::replace(slot, Slot::TimeWait(entry))
+        {
+            self.retire(block);
         }
         self.time_wait.touch(flow.index());
         self.timers.set(flow.index(), entry.until);
@@ -499,8 +537,32 @@ impl TcpLayer {
                 self.syns -= 1;
                 self.half_open.remove(flow.index());
             }
-            Slot::Open(mut tcb) => tcb.release(&mut self.pool),
+            Slot::Open(block) => self.retire(block),
+            Slot::Resting(_) => {}
             Slot::TimeWait(_) => self.time_wait.remove(flow.index()),
         }
+    }
+
+    /// Takes everything back from a block whose connection is over.
+    fn retire(&mut self, mut block: Box<Tcb>) {
+        block.release(&mut self.pool);
+        self.blocks.give(block);
+    }
+}
+
+/// The block of a synchronised connection, which is woken. Beside [`TcpLayer::awake`] for callers that hold other parts of the layer.
+fn awake<'t>(
+    table: &'t mut FlowTable<FlowKey, Slot>,
+    blocks: &mut Blocks,
+    config: &TcpConfig,
+    flow: FlowId,
+) -> Option<&'t mut Tcb> {
+    let slot = table.get_mut(flow)?;
+    if let Slot::Resting(resting) = slot {
+        *slot = Slot::Open(blocks.wake(resting, config));
+    }
+    match slot {
+        Slot::Open(tcb) => Some(tcb),
+        Slot::Syn(_) | Slot::Resting(_) | Slot::TimeWait(_) => None,
     }
 }

@@ -208,9 +208,9 @@ impl Tcb {
             self.ack_now();
         }
         if let Some(every) = config.keepalive
-            && now >= self.last_active + every * (self.keepalives + 1)
+            && now >= self.last_active + every * u32::from(self.keepalives + 1)
         {
-            self.keepalives += 1;
+            self.keepalives = self.keepalives.saturating_add(1);
             // RFC 9293 3.8.4 leaves the number open; nine is what kernels use.
             if self.keepalives > 9 {
                 return Some(Closed::TimedOut);

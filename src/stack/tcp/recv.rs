@@ -115,7 +115,43 @@ pub(super) struct Receiver {
     ahead: Ranges,
 }
 
+/// The receiving half while nothing is stored, offered or closed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RestingReceiver {
+    pub(super) nxt: SeqNumber,
+    edge: SeqNumber,
+    pub(super) octets: u64,
+    limit: u32,
+    scale: u8,
+}
+
+impl RestingReceiver {
+    pub(super) fn wake(&self) -> Receiver {
+        let RestingReceiver { nxt, edge, octets, limit, scale } = *self;
+        Receiver {
+            nxt,
+            edge,
+            fin: None,
+            offered: 0,
+            octets,
+            limit: limit as usize,
+            scale,
+            ring: Ring::default(),
+            ahead: Ranges::default(),
+        }
+    }
+}
+
 impl Receiver {
+    /// The half at rest; `None` when anything is stored, offered or closed.
+    pub(super) fn rest(&self) -> Option<RestingReceiver> {
+        let Receiver { nxt, edge, fin, offered, octets, limit, scale, ring, ahead } = self;
+        let quiet = fin.is_none() && *offered == 0 && ring.capacity() == 0 && ahead.is_empty();
+        // A window has 30 bits at most (RFC 7323 2.3).
+        let limit = u32::try_from(*limit).ok().filter(|_| quiet)?;
+        Some(RestingReceiver { nxt: *nxt, edge: *edge, octets: *octets, limit, scale: *scale })
+    }
+
     /// The half behind a SYN whose sequence number was `irs`. `scale` is 0 when not negotiated.
     pub(super) fn new(irs: SeqNumber, limit: usize, scale: u8) -> Receiver {
         let nxt = irs + 1;

@@ -1,59 +1,98 @@
 //! Round-trip time and retransmission time-out (RFC 6298).
+//!
+//! What was measured outlives every pause of a connection and is kept small: whole microseconds in 32 bits, an hour and more.
 
 use crate::time::Duration;
 
 /// Clock granularity G (RFC 6298 2): timers are kept in milliseconds.
 const GRANULARITY: Duration = Duration::from_millis(1);
 
+/// Whole microseconds of a round trip; more than an hour counts as the most that there is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Micros(u32);
+
+impl From<Duration> for Micros {
+    fn from(duration: Duration) -> Micros {
+        Micros(u32::try_from(duration.as_micros()).unwrap_or(u32::MAX))
+    }
+}
+
+impl From<Micros> for Duration {
+    fn from(micros: Micros) -> Duration {
+        Duration::from_micros(micros.0.into())
+    }
+}
+
+/// What was measured of a path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Measured {
+    srtt: Micros,
+    rttvar: Micros,
+    min_rtt: Micros,
+}
+
 /// SRTT, RTTVAR, RTO and its back-off.
 #[derive(Debug)]
 pub(super) struct Rtt {
-    smoothed: Option<Smoothed>,
-    min_rtt: Duration,
-    rto: Duration,
+    measured: Option<Measured>,
+    initial: Duration,
     min: Duration,
     max: Duration,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Smoothed {
-    srtt: Duration,
-    rttvar: Duration,
-}
-
 impl Rtt {
     pub(super) fn new(initial: Duration, min: Duration, max: Duration) -> Rtt {
-        Rtt { smoothed: None, min_rtt: Duration::MAX, rto: initial, min, max }
+        Rtt { measured: None, initial, min, max }
+    }
+
+    /// The measurements, for [`Rtt::resume`].
+    pub(super) fn measured(&self) -> Option<Measured> {
+        self.measured
+    }
+
+    /// Goes on from measurements made before.
+    pub(super) fn resume(&mut self, measured: Option<Measured>) {
+        self.measured = measured;
     }
 
     /// A measurement of a segment that was sent once (Karn, RFC 6298 3).
     pub(super) fn sample(&mut self, rtt: Duration) {
-        self.min_rtt = self.min_rtt.min(rtt);
-        let smoothed = match self.smoothed {
+        let measured = match self.measured {
             // RFC 6298 2.2
-            None => Smoothed { srtt: rtt, rttvar: rtt / 2 },
+            None => Measured { srtt: rtt.into(), rttvar: (rtt / 2).into(), min_rtt: rtt.into() },
             // RFC 6298 2.3, alpha = 1/8, beta = 1/4
-            Some(Smoothed { srtt, rttvar }) => {
-                Smoothed { rttvar: rttvar * 3 / 4 + srtt.abs_diff(rtt) / 4, srtt: srtt * 7 / 8 + rtt / 8 }
+            Some(Measured { srtt, rttvar, min_rtt }) => {
+                let (srtt, rttvar) = (Duration::from(srtt), Duration::from(rttvar));
+                Measured {
+                    rttvar: (rttvar * 3 / 4 + srtt.abs_diff(rtt) / 4).into(),
+                    srtt: (srtt * 7 / 8 + rtt / 8).into(),
+                    min_rtt: min_rtt.min(rtt.into()),
+                }
             }
         };
-        self.smoothed = Some(smoothed);
-        self.rto = (smoothed.srtt + GRANULARITY.max(smoothed.rttvar * 4)).clamp(self.min, self.max);
+        self.measured = Some(measured);
     }
 
-    /// RTO, doubled `backoffs` times, at most the largest (RFC 6298 5.5).
+    /// RTO, doubled `backoffs` times, at most the largest (RFC 6298 2, 5.5).
     pub(super) fn rto(&self, backoffs: u32) -> Duration {
-        self.rto.saturating_mul(1 << backoffs.min(16)).min(self.max)
+        let rto = match self.measured {
+            None => self.initial,
+            Some(Measured { srtt, rttvar, .. }) => {
+                let (srtt, rttvar) = (Duration::from(srtt), Duration::from(rttvar));
+                (srtt + GRANULARITY.max(rttvar * 4)).clamp(self.min, self.max)
+            }
+        };
+        rto.saturating_mul(1 << backoffs.min(16)).min(self.max)
     }
 
     /// SRTT, once measured.
     pub(super) fn srtt(&self) -> Option<Duration> {
-        self.smoothed.map(|smoothed| smoothed.srtt)
+        self.measured.map(|measured| measured.srtt.into())
     }
 
     /// The smallest measurement; zero before the first.
     pub(super) fn min_rtt(&self) -> Duration {
-        if self.smoothed.is_some() { self.min_rtt } else { Duration::ZERO }
+        self.measured.map_or(Duration::ZERO, |measured| measured.min_rtt.into())
     }
 }
 

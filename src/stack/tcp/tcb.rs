@@ -4,7 +4,7 @@
 //! the send ring with [`Flight`] for what it is sent. The states of RFC 9293 3.3.2 are not stored but follow from how far the two
 //! FINs have come, so that no combination can contradict itself ([`Tcb::state`]).
 //!
-//! Memory of an idle connection is this struct: rings, scoreboard and out-of-order list hold none while they are empty.
+//! A connection with nothing under way has no block: [`rest`](super::rest).
 
 use super::cubic::Cubic;
 use super::flight::Flight;
@@ -110,8 +110,6 @@ pub(super) struct Recovery {
 pub(super) struct TimestampState {
     /// TS.Recent.
     pub(super) recent: u32,
-    /// When it was taken (RFC 7323 5.5: it is void after 24 days).
-    pub(super) recent_at: Instant,
     /// Last.ACK.sent.
     pub(super) last_ack_sent: SeqNumber,
     /// Added to our clock: no two connections show the same (RFC 7323 7.1 leaves the offset free).
@@ -198,7 +196,7 @@ pub(in crate::stack) struct Tcb {
     pub(super) opened: Instant,
     /// When anything last came or went.
     pub(super) last_active: Instant,
-    pub(super) keepalives: u32,
+    pub(super) keepalives: u8,
     /// The caller found no room and waits for `Writable`.
     pub(super) write_blocked: bool,
     /// Stands in the layer's queue of flows with something to send.
@@ -321,7 +319,8 @@ impl Tcb {
             Ack::None | Ack::Now(_) => None,
         };
         let idle = self.last_active + self.idle_limit(config);
-        let keepalive = config.keepalive.map(|every| self.last_active + every * (self.keepalives + 1));
+        let keepalive =
+            config.keepalive.map(|every| self.last_active + every * u32::from(self.keepalives + 1));
         [self.loss_timer.deadline(), ack, keepalive].into_iter().flatten().fold(idle, Instant::min)
     }
 
