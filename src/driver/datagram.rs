@@ -1,5 +1,6 @@
 //! Datagrams between the sockets and the engine, each taken out of one side and given to the other at once.
 
+use super::queue::Turn;
 use super::{DATAGRAM_BUDGET, Driver, Io, OsSocket, socket};
 use crate::engine::SocketId;
 use crate::time::Instant;
@@ -34,7 +35,7 @@ impl<D: Device> Driver<D> {
         let drained = self.read_datagrams_into(id, &mut buffer, now);
         self.buffer = buffer;
         if !drained {
-            self.enqueue(id);
+            self.enqueue(id, Turn::InCircle);
         }
     }
 
@@ -45,6 +46,7 @@ impl<D: Device> Driver<D> {
                 self.held.push(id);
                 return true;
             }
+            self.queue.charge(0);
             let Some(socket) = self.os_socket(id) else { return true };
             if !socket.readable {
                 return true;

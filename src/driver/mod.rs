@@ -10,8 +10,14 @@
 //! ```
 //!
 //! mio is edge-triggered: a source that was left readable gives no second event. So each socket remembers whether it is
-//! readable and writable, and those with work left stand in `ready`, which makes the next poll return at once. No source can starve
-//! another: each gets at most its budget in a turn.
+//! readable and writable, and those with work left are queued ([`queue`]), which makes the next poll return at once.
+//!
+//! # How long a turn is
+//!
+//! What is done in a turn is bounded in octets, since these are time: so many from the TUN, so many from all sockets together, so many to the
+//! TUN. So whoever has a word to say waits for one turn at most, however many others have a lot to say, and however much. Sockets are served as fair queueing
+//! with new flows first does it (RFC 8290 4.1, 4.2): those of which an event has just told, and then in a circle those that have
+//! used up their share of an earlier turn; one of these has its share in every turn.
 //!
 //! A TUN that takes no packet keeps the one that it refused; nothing more is asked of the engine until it is writable again.
 
@@ -20,6 +26,7 @@ mod datagram;
 mod health;
 pub mod limits;
 pub mod peer;
+mod queue;
 mod service;
 pub mod signals;
 pub mod socket;
@@ -43,6 +50,7 @@ use crate::tun::Device;
 use mio::net::{TcpStream, UdpSocket};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use queue::{Queue, Turn};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -53,10 +61,10 @@ use wakeup::Wakeup;
 /// Packets taken from the TUN in one turn.
 const TUN_BUDGET: usize = 256;
 /// Octets taken from the TUN in one turn: a bulk upload's super-segments must not keep others waiting.
-const TUN_OCTETS: usize = 1 << 20;
-/// Octets read from, and written to, one TCP socket in one turn.
-const STREAM_BUDGET: usize = 256 << 10;
-/// Datagrams taken from one UDP socket in one turn.
+const TUN_OCTETS: usize = 512 << 10;
+/// Octets given to the TUN in one turn.
+const GIVE_OCTETS: usize = 2 << 20;
+/// Datagrams taken from one UDP socket before another is served.
 const DATAGRAM_BUDGET: usize = 64;
 /// The largest packet or datagram.
 const BUFFER: usize = 65_536 + 64;
@@ -118,7 +126,7 @@ struct OsSocket {
     io: Io,
     readable: bool,
     writable: bool,
-    /// Stands in `ready`.
+    /// Stands in `queue`.
     queued: bool,
     wakeup: Wakeup,
     /// Stands in `looks`.
@@ -137,8 +145,10 @@ pub struct Driver<D> {
     poll: Poll,
     signals: Signals,
     sockets: Vec<Option<OsSocket>>,
-    ready: VecDeque<SocketId>,
+    queue: Queue,
     tun_readable: bool,
+    /// More packets are ready than were given to the TUN.
+    more_to_give: bool,
     /// The packet that the TUN refused, to be offered again.
     tun_pending: Option<Refused>,
     /// UDP sockets whose datagrams wait until the TUN takes packets again.
@@ -191,8 +201,9 @@ impl<D: Device> Driver<D> {
             poll,
             signals,
             sockets: Vec::new(),
-            ready: VecDeque::new(),
+            queue: Queue::default(),
             tun_readable: true,
+            more_to_give: false,
             tun_pending: None,
             held: Vec::new(),
             looks: VecDeque::new(),
@@ -272,7 +283,8 @@ impl<D: Device> Driver<D> {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        if !self.ready.is_empty() || (self.tun_readable && self.tun_pending.is_none()) {
+        let taking = self.tun_pending.is_none() && (self.tun_readable || self.more_to_give);
+        if taking || !self.queue.is_empty() {
             return Some(Duration::ZERO);
         }
         let stop = self.stopping.and_then(Stopping::deadline);
@@ -362,7 +374,7 @@ impl<D: Device> Driver<D> {
             let Some(device) = &mut self.device else { return };
             if Self::transmit(device, &mut self.tun_pending, &packet) {
                 for id in core::mem::take(&mut self.held) {
-                    self.enqueue(id);
+                    self.enqueue(id, Turn::First);
                 }
             }
         }
@@ -371,19 +383,23 @@ impl<D: Device> Driver<D> {
     // ---- what the engine asks for ----
 
     fn give(&mut self, now: Instant) {
+        let mut octets = 0;
+        self.more_to_give = false;
         loop {
             while let Some(command) = self.engine.poll_command(now) {
                 self.obey(command, now);
             }
             let Some(device) = self.device.as_mut().filter(|_| self.tun_pending.is_none()) else { return };
-            let mut sent = false;
-            while let Some(packet) = self.engine.poll_transmit(now) {
-                sent = true;
+            let before = octets;
+            while octets < GIVE_OCTETS {
+                let Some(packet) = self.engine.poll_transmit(now) else { break };
+                octets += packet.len();
                 if !Self::transmit(device, &mut self.tun_pending, &packet) {
                     return;
                 }
             }
-            if !sent {
+            self.more_to_give = octets >= GIVE_OCTETS;
+            if octets == before || self.more_to_give {
                 return;
             }
         }

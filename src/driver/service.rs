@@ -9,6 +9,7 @@
 //! A device that is gone leaves an empty place in the scene. Where a service fills it ([`Service::renews_device`]), the loop goes on without one
 //! meanwhile: sockets are served, packets wait in the engine. Where none does, the loop ends.
 
+use super::queue::Turn;
 use super::{Driver, EgressBinding, Io, OsSocket};
 use crate::engine::{Engine, SocketId};
 use crate::time::Instant;
@@ -200,7 +201,7 @@ impl<D: Device> Driver<D> {
             Ok(()) => {
                 self.tun_readable = true;
                 for id in core::mem::take(&mut self.held) {
-                    self.enqueue(id);
+                    self.enqueue(id, Turn::First);
                 }
             }
             Err(error) => {

@@ -1,7 +1,8 @@
 //! Octets between the sockets' streams and the engine: reads into the engine's rings, writes out of them, each up to a budget.
 
+use super::queue::Turn;
 use super::wakeup::{self, Advice};
-use super::{Driver, Io, OsSocket, STREAM_BUDGET, socket};
+use super::{Driver, Io, OsSocket, socket};
 use crate::engine::SocketId;
 use crate::time::Instant;
 use crate::tun::Device;
@@ -16,22 +17,23 @@ impl<D: Device> Driver<D> {
         let Some(socket) = self.os_socket(id) else { return };
         socket.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         socket.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
-        self.enqueue(id);
+        self.enqueue(id, Turn::First);
     }
 
-    pub(super) fn enqueue(&mut self, id: SocketId) {
+    /// Has the socket served, unless it is to be already.
+    pub(super) fn enqueue(&mut self, id: SocketId, turn: Turn) {
         if let Some(socket) = self.os_socket(id)
             && !socket.queued
         {
             socket.queued = true;
-            self.ready.push_back(id);
+            self.queue.push(id, turn);
         }
     }
 
-    /// Serves each socket that was ready when the turn began, once.
+    /// Serves the sockets whose turn it is.
     pub(super) fn serve_ready(&mut self, now: Instant) {
-        for _ in 0..self.ready.len() {
-            let Some(id) = self.ready.pop_front() else { return };
+        self.queue.begin_turn();
+        while let Some(id) = self.queue.pop() {
             let Some(socket) = self.os_socket(id) else { continue };
             socket.queued = false;
             match socket.io {
@@ -72,7 +74,8 @@ impl<D: Device> Driver<D> {
     }
 
     pub(super) fn read_stream(&mut self, id: SocketId, now: Instant) {
-        let mut budget = STREAM_BUDGET;
+        let share = self.queue.share();
+        let mut budget = share;
         while budget > 0 {
             let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
             let Io::Tcp { stream, connected: true } = &mut socket.io else { return };
@@ -80,21 +83,24 @@ impl<D: Device> Driver<D> {
                 return;
             }
             let Some((first, second)) = self.engine.read_space(id) else { return };
+            let first = up_to(first, budget);
+            let second = up_to(second, budget - first.len());
             let read = stream.read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
+            self.queue.charge(*read.as_ref().unwrap_or(&0));
             match read {
                 Ok(0) => {
                     socket.readable = false;
                     return self.engine.read_eof(id, now);
                 }
                 Ok(octets) => {
-                    budget = budget.saturating_sub(octets);
+                    budget -= octets.min(budget);
                     self.engine.read_done(id, octets, now);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     socket.readable = false;
                     // The room that was lent is given back: an idle flow holds no buffer.
                     self.engine.read_done(id, 0, now);
-                    return self.moderate(id, STREAM_BUDGET.saturating_sub(budget), now);
+                    return self.moderate(id, share - budget, now);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
@@ -103,7 +109,14 @@ impl<D: Device> Driver<D> {
                 }
             }
         }
-        self.enqueue(id);
+        self.go_on(id, |socket| socket.readable);
+    }
+
+    /// A share is used up: the rest has to wait.
+    fn go_on(&mut self, id: SocketId, able: fn(&OsSocket) -> bool) {
+        if self.os_socket(id).is_some_and(|socket| able(socket)) {
+            self.enqueue(id, Turn::InCircle);
+        }
     }
 
     /// Octets went the other way.
@@ -158,7 +171,7 @@ impl<D: Device> Driver<D> {
             match socket.wakeup.look_at() {
                 Some(at) if at <= now => {
                     socket.readable = true;
-                    self.enqueue(id);
+                    self.enqueue(id, Turn::First);
                 }
                 // It has been read meanwhile.
                 Some(_) => self.look_later(id),
@@ -168,7 +181,7 @@ impl<D: Device> Driver<D> {
     }
 
     pub(super) fn write_stream(&mut self, id: SocketId, now: Instant) {
-        let mut budget = STREAM_BUDGET;
+        let mut budget = self.queue.share();
         while budget > 0 {
             let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
             let Io::Tcp { stream, connected: true } = &mut socket.io else { return };
@@ -177,6 +190,7 @@ impl<D: Device> Driver<D> {
             }
             let Some((first, second)) = self.engine.write_slices(id) else { return };
             let written = stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]);
+            self.queue.charge(*written.as_ref().unwrap_or(&0));
             match written {
                 Ok(octets) => {
                     budget = budget.saturating_sub(octets.max(1));
@@ -194,7 +208,7 @@ impl<D: Device> Driver<D> {
                 }
             }
         }
-        self.enqueue(id);
+        self.go_on(id, |socket| socket.writable);
     }
 
     /// Writes octets that are at hand; how many were taken.
@@ -216,4 +230,9 @@ impl<D: Device> Driver<D> {
         }
         Ok(taken)
     }
+}
+
+fn up_to(room: &mut [u8], octets: usize) -> &mut [u8] {
+    let len = room.len().min(octets);
+    room.split_at_mut(len).0
 }

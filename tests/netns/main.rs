@@ -10,6 +10,7 @@
 
 mod control;
 mod datagrams;
+mod fairness;
 mod faults;
 mod floods;
 mod killed;
