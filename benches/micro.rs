@@ -15,7 +15,7 @@ use std::time::Duration;
 use ztun::flow::{FlowId, FlowKey, FlowTable, TimerWheel};
 use ztun::outbound::socks5::Client;
 use ztun::rng::Rng;
-use ztun::stack::{Ingress, Packet, Stack, StackConfig, StackEvent};
+use ztun::stack::{Ingress, OffloadLevel, Packet, Stack, StackConfig, StackEvent};
 use ztun::time::Instant;
 use ztun::wire::Endpoint;
 use ztun::wire::checksum::{Checksum, update_u16};
@@ -51,7 +51,7 @@ struct Connection {
 impl App {
     fn new() -> App {
         App {
-            stack: Stack::new(StackConfig { offload: true, ..StackConfig::default() }, SEED),
+            stack: Stack::new(StackConfig { offload: OffloadLevel::Full, ..StackConfig::default() }, SEED),
             now: 1_000_000,
         }
     }
@@ -66,7 +66,7 @@ impl App {
     fn give(&mut self, packet: &[u8]) -> bool {
         let now = self.now();
         matches!(
-            self.stack.handle_packet(Packet { octets: packet, verify_checksum: false }, now),
+            self.stack.handle_packet(Packet { octets: packet, verify_checksum: false, segment_size: 0 }, now),
             Ok(Ingress::Consumed)
         )
     }
@@ -216,7 +216,7 @@ fn segments(c: &mut Criterion) {
                 // The kernel has left the checksum to be filled in, so the number alone is new.
                 packet[24..28].copy_from_slice(&connection.seq.to_be_bytes());
                 connection.seq = connection.seq.wrapping_add(size as u32);
-                let input = Packet { octets: &packet, verify_checksum: false };
+                let input = Packet { octets: &packet, verify_checksum: false, segment_size: 0 };
                 let Ok(Ingress::Stream { flow, payload }) = app.stack.handle_packet(input, now) else {
                     panic!("the octets are next")
                 };

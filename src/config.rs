@@ -3,6 +3,7 @@
 //! `cli` makes a [`Config`] out of what was typed; everything behind it trusts the values.
 
 use crate::outbound::rule::Rule;
+pub use crate::stack::OffloadLevel;
 use crate::stack::{EchoMode, StackConfig};
 use crate::time::Duration;
 use core::fmt;
@@ -286,8 +287,8 @@ pub struct HostPlanConfig {
     pub mark: u32,
     /// Keep a proxy on this machine out of its own tunnel (`--local-proxy`).
     pub local_proxy: bool,
-    /// Let the kernel segment and sum on the device, where it can (`--offload`).
-    pub offload: bool,
+    /// What the kernel is to do of segmenting and summing on the device, where it can (`--offload`).
+    pub offload: OffloadLevel,
     /// What is captured stays captured when ztun is gone abnormally: it fails instead of leaking (`--kill-switch`).
     pub kill_switch: bool,
     /// Name servers behind the device that the machine is to use while everything goes there; with none, its DNS is left alone (`--dns`).
@@ -310,7 +311,7 @@ impl Default for HostPlanConfig {
             interface: None,
             mark: 0x7a74,
             local_proxy: true,
-            offload: true,
+            offload: OffloadLevel::Full,
             kill_switch: false,
             dns: Vec::new(),
         }

@@ -103,7 +103,7 @@ fn every_bad_value_of_every_option_is_refused_with_the_option_and_what_is_allowe
         ("--icmp", "maybe", "reply, drop"),
         ("--ipv6", "maybe", "auto, on, off"),
         ("--accept", "soon", "late, early"),
-        ("--offload", "on", "auto, off"),
+        ("--offload", "on", "auto, tcp, checksum, off"),
         ("--local-proxy", "on", "auto, off"),
         ("--tun", "sixteen-letters-", "1 to 15"),
         ("--tun", "a/b", "1 to 15"),

@@ -16,7 +16,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use ztun::config::HostPlanConfig;
+use ztun::config::{HostPlanConfig, OffloadLevel};
 use ztun::host::dns::Check;
 use ztun::host::{self, Applied, RunDir};
 use ztun::tun::Tun;
@@ -100,7 +100,7 @@ fn is_ours() -> bool {
 
 fn config() -> HostPlanConfig {
     let dns = ["198.18.0.2", "fd7a:7a74:756e::2"].map(|server| server.parse().unwrap()).into();
-    HostPlanConfig { tun: TUN.into(), offload: false, dns, ..HostPlanConfig::default() }
+    HostPlanConfig { tun: TUN.into(), offload: OffloadLevel::Off, dns, ..HostPlanConfig::default() }
 }
 
 /// A run: its device, and its changes. Dropped, the changes are undone first.
@@ -110,7 +110,7 @@ struct Run {
 }
 
 fn start() -> Run {
-    let tun = Tun::open(TUN, 1500, false).unwrap();
+    let tun = Tun::open(TUN, 1500, OffloadLevel::Off).unwrap();
     Run { applied: host::up(&config(), TUN, &[], None).unwrap(), _tun: tun }
 }
 

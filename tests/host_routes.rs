@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
-use ztun::config::HostPlanConfig;
+use ztun::config::{HostPlanConfig, OffloadLevel};
 use ztun::host::{self, RunDir};
 use ztun::tun::Tun;
 
@@ -103,7 +103,7 @@ fn config() -> HostPlanConfig {
         interface: None,
         mark: 0x7a74,
         local_proxy: true,
-        offload: false,
+        offload: OffloadLevel::Off,
         kill_switch: false,
         dns: Vec::new(),
     }
@@ -128,7 +128,7 @@ fn route_device(line: &str) -> String {
 fn everything_is_as_before_when_a_run_ends() {
     in_namespace(|dir| {
         let before = machine();
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let with_device = machine();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         assert_ne!(machine(), with_device);
@@ -144,7 +144,7 @@ fn everything_is_as_before_when_a_run_ends() {
 #[test]
 fn packets_are_captured_and_what_must_stay_outside_does() {
     in_namespace(|dir| {
-        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        let _tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         for captured in ["8.8.8.8", "192.0.2.77", "2606:4700::1111", "198.18.3.4"] {
             assert_eq!(route_device(captured), TUN, "{captured}");
@@ -181,7 +181,7 @@ fn refusal(line: &str) -> String {
 #[test]
 fn names_are_captured_also_where_the_network_is_bypassed() {
     in_namespace(|dir| {
-        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        let _tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let bypass = ["192.0.2.0/24", "198.51.100.0/24", "192.0.2.9", "2001:db8::/64"];
         let bypass = bypass.iter().map(|net| net.parse().unwrap()).collect();
         let config = HostPlanConfig { bypass, ..config() };
@@ -266,7 +266,7 @@ fn link_address(device: &str) -> [u8; 6] {
 #[test]
 fn the_devices_addresses_are_not_answered_for_on_the_local_network() {
     in_namespace(|dir| {
-        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        let _tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         assert!(applied.verify().unwrap().is_empty());
         let (mac, peer) = (link_address("host-eth0"), link_address("host-eth1"));
@@ -323,7 +323,7 @@ fn checksum(octets: &[u8]) -> u16 {
 #[test]
 fn filters_survive_a_flush_and_an_ownerless_one_is_found_by_its_name() {
     in_namespace(|dir| {
-        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        let _tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         nft("add table inet ztun; add table arp ztun; add table inet other");
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         nft("flush ruleset");
@@ -348,7 +348,7 @@ fn filters_survive_a_flush_and_an_ownerless_one_is_found_by_its_name() {
 fn ipv6_that_is_not_asked_for_is_refused_and_does_not_pass_by() {
     in_namespace(|dir| {
         let before = machine();
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let config = HostPlanConfig { routes: vec!["0.0.0.0/0".parse().unwrap()], ..config() };
         let mut applied = host::up_in(dir, &config, TUN, &proxies(), None).unwrap();
         assert_eq!(route_device("8.8.8.8"), TUN);
@@ -374,7 +374,7 @@ fn ipv6_that_is_not_asked_for_is_refused_and_does_not_pass_by() {
 fn the_kill_switch_changes_nothing_while_the_run_lasts_and_goes_with_it() {
     in_namespace(|dir| {
         let before = machine();
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &kill_switch(), TUN, &proxies(), None).unwrap();
         for captured in ["8.8.8.8", "192.0.2.77", "2606:4700::1111", "198.18.3.4"] {
             assert_eq!(route_device(captured), TUN, "{captured}");
@@ -393,7 +393,7 @@ fn the_kill_switch_changes_nothing_while_the_run_lasts_and_goes_with_it() {
 #[test]
 fn a_marked_packet_without_a_route_never_falls_into_the_tunnel() {
     in_namespace(|dir| {
-        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        let _tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         for family in ["", "-6 "] {
             ip(&format!("{family}route del default"));
@@ -413,7 +413,7 @@ fn a_machine_without_ipv6_is_left_without_it() {
         std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
         let before = machine();
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         assert!(applied.changes().iter().all(|change| !change.to_string().contains("::")));
         assert!(applied.down().is_ok());
@@ -427,7 +427,7 @@ fn a_new_device_gets_ipv6_where_only_the_default_for_new_ones_is_off() {
     in_namespace(|dir| {
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
         let before = machine();
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         assert_eq!(route_device("2606:4700::1111"), TUN);
         assert!(applied.down().is_ok());
@@ -441,7 +441,7 @@ fn a_hundred_runs_in_a_row_leave_nothing() {
     in_namespace(|dir| {
         let before = machine();
         for _ in 0..100 {
-            let _tun = Tun::open(TUN, 1400, false).unwrap();
+            let _tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
             let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
             let report = applied.down();
             assert!(report.is_ok(), "{report}");
@@ -453,7 +453,7 @@ fn a_hundred_runs_in_a_row_leave_nothing() {
 #[test]
 fn a_change_that_is_refused_rolls_the_others_back() {
     in_namespace(|dir| {
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         ip(&format!("link set {TUN} up"));
         ip("route add default dev host-eth0 table 31348");
         ip(&format!("link set {TUN} mtu 1300"));
@@ -472,7 +472,7 @@ fn a_change_that_is_refused_rolls_the_others_back() {
 #[test]
 fn a_second_run_is_refused_with_the_first_ones_process_id() {
     in_namespace(|dir| {
-        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        let _tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         let during = machine();
         let own = std::process::id().to_string();
@@ -499,7 +499,7 @@ fn where_nothing_can_be_recorded_nothing_is_changed_and_the_error_says_what_to_d
         std::fs::create_dir(&disk).unwrap();
         let place = disk.display().to_string();
         let full = RunDir::at(disk.join("run"));
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let before = machine();
         // A page for each file that has something in it: the two locks and the journal.
         for (size, what) in [("4k", "lock"), ("8k", "journal")] {
@@ -525,7 +525,7 @@ fn where_nothing_can_be_recorded_nothing_is_changed_and_the_error_says_what_to_d
 #[test]
 fn changes_of_others_while_a_run_lasts_are_kept() {
     in_namespace(|dir| {
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         ip("route replace default via 192.0.2.2");
         ip("-6 route replace default via 2001:db8::2");
@@ -559,7 +559,7 @@ fn start_killed_run(dir: &RunDir) -> std::process::Child {
 #[ignore = "a part of the kill -9 tests, which start it as a process of its own"]
 fn killed_run() {
     let dir = std::env::var_os("ZTUN_TEST_RUN_DIR").expect("started by the kill -9 tests only");
-    let _tun = Tun::open(TUN, 1400, false).unwrap();
+    let _tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
     let _applied = host::up_in(&RunDir::at(dir.into()), &config(), TUN, &proxies(), None).unwrap();
     println!("up");
     std::io::stdout().flush().unwrap();
@@ -681,7 +681,7 @@ fn with_the_kill_switch_no_packet_leaves_after_kill_9_nor_during_the_next_start(
 fn what_others_undo_and_new_addresses_are_put_right_by_a_refresh() {
     in_namespace(|dir| {
         let before = machine();
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &kill_switch(), TUN, &proxies(), None).unwrap();
         let during = machine();
         assert!(applied.refresh(TUN).unwrap().is_unchanged());
@@ -714,14 +714,14 @@ fn what_others_undo_and_new_addresses_are_put_right_by_a_refresh() {
 fn a_device_that_was_made_anew_is_set_up_again() {
     in_namespace(|dir| {
         let before = machine();
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let config = HostPlanConfig { mtu: 1380, ..config() };
         let mut applied = host::up_in(dir, &config, TUN, &proxies(), None).unwrap();
         ip(&format!("link del {TUN}"));
         let gone = applied.refresh(TUN).unwrap_err();
         assert_eq!(gone.source.raw_os_error(), Some(libc::ENODEV), "{gone}");
         drop(tun);
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let refreshed = applied.refresh(TUN).unwrap();
         assert!(refreshed.renewed, "{refreshed:?}");
         assert!(applied.verify().unwrap().is_empty());
@@ -759,7 +759,7 @@ fn connections_that_pass_the_tunnel_by_are_closed_and_others_live_on() {
         let (past, kept) = (connecting("8.8.8.8:443"), connecting("203.0.113.9:1080"));
         let _holders = [holder(past), holder(kept)];
         let mine = connecting("8.8.4.4:443");
-        let _tun = Tun::open(TUN, 1400, false).unwrap();
+        let _tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         let listed = || run("ss", &["-Htn", "state", "syn-sent"]);
         assert!(listed().contains("8.8.8.8:443"), "{}", listed());
@@ -817,7 +817,7 @@ fn after_kill_9_the_next_run_heals_and_ends_clean() {
     in_namespace(|dir| {
         let before = machine();
         kill_when_up(dir);
-        let tun = Tun::open(TUN, 1400, false).unwrap();
+        let tun = Tun::open(TUN, 1400, OffloadLevel::Off).unwrap();
         let mut applied = host::up_in(dir, &config(), TUN, &proxies(), None).unwrap();
         assert_eq!(route_device("8.8.8.8"), TUN);
         assert!(applied.down().is_ok());

@@ -4,7 +4,7 @@ use crate::common::{APP, REMOTE, segment, tcp_packet};
 use std::collections::BTreeMap;
 use ztun::config::{EngineConfig, Proxy};
 use ztun::engine::{Command, Engine, Output, SocketId};
-use ztun::stack::{Packet, StackConfig};
+use ztun::stack::{OffloadLevel, Packet, StackConfig};
 use ztun::time::Instant;
 use ztun::wire::tcp::{TcpFlags, TcpOptions, TcpSegment};
 
@@ -31,7 +31,7 @@ const ANSWERS: [&[u8]; 2] = [&[5, 0], &[5, 0, 0, 1, 10, 0, 0, 1, 0x1f, 0x90]];
 impl World {
     pub(crate) fn new() -> World {
         let config = EngineConfig {
-            stack: StackConfig { offload: true, ..StackConfig::default() },
+            stack: StackConfig { offload: OffloadLevel::Full, ..StackConfig::default() },
             proxies: vec![Proxy { addr: ([10, 0, 0, 1], 1080).into(), credentials: None }],
             pool: 0,
             ..EngineConfig::default()
@@ -98,7 +98,7 @@ impl World {
 
     /// A packet of which nothing is to be carried.
     pub(crate) fn give(&mut self, packet: &[u8], now: Instant) {
-        let output = self.engine.handle_packet(Packet { octets: packet, verify_checksum: false }, now);
+        let output = self.engine.handle_packet(Packet { verify_checksum: false, ..Packet::new(packet) }, now);
         assert!(matches!(output, Output::None), "it gives {output:?}");
     }
 

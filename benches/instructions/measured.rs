@@ -22,7 +22,7 @@ fn give(engine: &mut Engine, now: Instant) -> usize {
 pub(crate) fn tcp_in(engine: &mut Engine, packet: &[u8], now: Instant) -> usize {
     // The kernel has left the checksum to be filled in.
     let Output::Stream { flow, payload, .. } =
-        engine.handle_packet(Packet { octets: packet, verify_checksum: false }, now)
+        engine.handle_packet(Packet { verify_checksum: false, ..Packet::new(packet) }, now)
     else {
         panic!("the octets are next")
     };
@@ -42,7 +42,8 @@ pub(crate) fn tcp_out(engine: &mut Engine, socket: SocketId, octets: usize, now:
 /// A packet that is dealt with inside: an ACK.
 #[inline(never)]
 pub(crate) fn consumed(engine: &mut Engine, packet: &[u8], now: Instant) -> usize {
-    let Output::None = engine.handle_packet(Packet { octets: packet, verify_checksum: false }, now) else {
+    let Output::None = engine.handle_packet(Packet { verify_checksum: false, ..Packet::new(packet) }, now)
+    else {
         panic!("there is nothing in it to carry")
     };
     give(engine, now)
@@ -51,7 +52,8 @@ pub(crate) fn consumed(engine: &mut Engine, packet: &[u8], now: Instant) -> usiz
 /// A SYN, up to the connection that it asks for.
 #[inline(never)]
 pub(crate) fn syn(engine: &mut Engine, packet: &[u8], now: Instant) -> SocketId {
-    let Output::None = engine.handle_packet(Packet { octets: packet, verify_checksum: false }, now) else {
+    let Output::None = engine.handle_packet(Packet { verify_checksum: false, ..Packet::new(packet) }, now)
+    else {
         panic!("a SYN carries nothing")
     };
     match engine.poll_command(now) {
@@ -63,7 +65,7 @@ pub(crate) fn syn(engine: &mut Engine, packet: &[u8], now: Instant) -> SocketId 
 /// A datagram of the app; its octets with the header that the proxy wants.
 #[inline(never)]
 pub(crate) fn datagram_out(engine: &mut Engine, packet: &[u8], now: Instant) -> usize {
-    match engine.handle_packet(Packet { octets: packet, verify_checksum: false }, now) {
+    match engine.handle_packet(Packet { verify_checksum: false, ..Packet::new(packet) }, now) {
         Output::Datagram { header, payload, .. } => header.as_slice().len() + payload.len(),
         other @ (Output::None | Output::Reassembled(_) | Output::Stream { .. }) => {
             panic!("a datagram gives {other:?}")
@@ -98,7 +100,8 @@ const SEQ_AT: usize = 24;
 /// SYN-ACK tells.
 #[inline(never)]
 pub(crate) fn connection(engine: &mut Engine, syn: &[u8], ack: &mut [u8], reset: &[u8], now: Instant) {
-    let Output::None = engine.handle_packet(Packet { octets: syn, verify_checksum: false }, now) else {
+    let Output::None = engine.handle_packet(Packet { verify_checksum: false, ..Packet::new(syn) }, now)
+    else {
         panic!("a SYN carries nothing")
     };
     let socket = match engine.poll_command(now) {
@@ -120,7 +123,8 @@ pub(crate) fn connection(engine: &mut Engine, syn: &[u8], ack: &mut [u8], reset:
     ]);
     ack[ACK_AT..ACK_AT + 4].copy_from_slice(&number.wrapping_add(1).to_be_bytes());
     for packet in [&*ack, reset] {
-        let Output::None = engine.handle_packet(Packet { octets: packet, verify_checksum: false }, now)
+        let Output::None =
+            engine.handle_packet(Packet { verify_checksum: false, ..Packet::new(packet) }, now)
         else {
             panic!("there is nothing in it to carry")
         };

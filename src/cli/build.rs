@@ -2,14 +2,14 @@
 
 use super::Error;
 use super::options::{
-    AcceptChoice, Auto, DnsChoice, ExecOptions, IcmpChoice, Ipv6Choice, ProxyServerOptions, RunOptions,
-    Secret, UdpChoice, WayOptions,
+    AcceptChoice, Auto, DnsChoice, ExecOptions, IcmpChoice, Ipv6Choice, OffloadChoice, ProxyServerOptions,
+    RunOptions, Secret, UdpChoice, WayOptions,
 };
 use super::refusal::shown;
 use super::value::{self, ProxyUrl, User};
 use crate::config::{
-    Accept, Cidr, CidrError, Config, Credentials, DnsMode, EngineConfig, HostPlanConfig, Proxy, UdpMode,
-    resolver_addresses,
+    Accept, Cidr, CidrError, Config, Credentials, DnsMode, EngineConfig, HostPlanConfig, OffloadLevel, Proxy,
+    UdpMode, resolver_addresses,
 };
 use crate::outbound::rule::{Route, Rule};
 use crate::stack::{EchoMode, StackConfig, TcpConfig};
@@ -97,8 +97,13 @@ pub(super) fn server_credentials(options: &ProxyServerOptions) -> Result<Option<
 
 /// What is asked of the device; the rest as documented.
 fn device(way: &WayOptions) -> HostPlanConfig {
-    let mut host =
-        HostPlanConfig { mtu: way.mtu, offload: way.offload == Auto::Auto, ..HostPlanConfig::default() };
+    let offload = match way.offload {
+        OffloadChoice::Auto => OffloadLevel::Full,
+        OffloadChoice::Tcp => OffloadLevel::Tcp,
+        OffloadChoice::Checksum => OffloadLevel::Checksum,
+        OffloadChoice::Off => OffloadLevel::Off,
+    };
+    let mut host = HostPlanConfig { mtu: way.mtu, offload, ..HostPlanConfig::default() };
     if !way.address.is_empty() {
         host.addresses.clone_from(&way.address);
     }
@@ -307,7 +312,9 @@ mod tests {
         let texts = |nets: &[Cidr]| nets.iter().map(Cidr::to_string).collect::<Vec<_>>();
         assert_eq!(texts(&config.host.addresses), ["198.18.0.1/16", "fd7a:7a74:756e::1/64"]);
         assert_eq!(texts(&config.host.routes), ["0.0.0.0/0", "::/0"]);
-        assert!(config.host.local_proxy && config.host.offload && !config.host.no_route);
+        assert!(
+            config.host.local_proxy && config.host.offload == OffloadLevel::Full && !config.host.no_route
+        );
         assert_eq!(config.engine.stack.tcp.max_flows, 65_536);
         assert_eq!(config.engine.max_udp, 16_384);
         assert_eq!(config.engine.pool, 4);

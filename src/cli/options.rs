@@ -178,6 +178,19 @@ pub enum AcceptChoice {
     Early,
 }
 
+/// What the kernel does on the device; each choice without what the one before has more.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OffloadChoice {
+    /// Everything that it can.
+    Auto,
+    /// No trains of datagrams.
+    Tcp,
+    /// Checksums only.
+    Checksum,
+    /// Nothing.
+    Off,
+}
+
 /// On or off.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Auto {
@@ -263,9 +276,9 @@ pub struct WayOptions {
     /// Its MTU, octets
     #[arg(long, help_heading = DEVICE, value_name = "1280..65535", default_value = "1500", value_parser = value::mtu)]
     pub mtu: u16,
-    /// Let the kernel cut and join segments
-    #[arg(long, help_heading = DEVICE, value_name = "auto|off", hide_possible_values = true, default_value = "auto")]
-    pub offload: Auto,
+    /// What the kernel cuts, joins and sums: all it can, TCP, sums only, nothing
+    #[arg(long, help_heading = DEVICE, value_name = "auto|tcp|checksum|off", hide_possible_values = true, default_value = "auto")]
+    pub offload: OffloadChoice,
 }
 
 /// Options of the router on this machine.

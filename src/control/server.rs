@@ -8,7 +8,7 @@ use super::conversation::Conversation;
 use super::desk::{Desk, Trade};
 use super::protocol::{Asked, Code, DeviceStatus, Done, MOST_PROXIES, ProxyLine, Refused, Request};
 use super::report;
-use crate::config::{Credentials, Proxy};
+use crate::config::{Credentials, OffloadLevel, Proxy};
 use crate::driver::{Scene, Service, peer};
 use crate::engine::Engine;
 use crate::time::{Duration, Instant};
@@ -123,7 +123,7 @@ pub(super) fn device<D: Device>(scene: &Scene<'_, D>) -> Option<DeviceStatus> {
     scene.device.as_ref().map(|device| DeviceStatus {
         name: device.name().into(),
         mtu: device.mtu(),
-        offload: device.offload(),
+        offload: device.offload() > OffloadLevel::Off,
     })
 }
 

@@ -3,7 +3,7 @@
 //! Facts come from [`observe`]; the judgements are functions of facts, so that each way a machine can be is a test.
 
 use super::check::Check;
-use crate::config::Config;
+use crate::config::{Config, OffloadLevel};
 use crate::host::change::Family;
 use crate::host::observe::{self, Remains, TunDriver};
 use crate::host::{LocalProxy, RunDir};
@@ -25,7 +25,7 @@ pub(super) fn examine(config: &Config) -> Vec<Check> {
     let local = config.engine.proxies.iter().any(|proxy| proxy.addr.ip().is_loopback());
     let remains = observe::remains(&RunDir::standard());
     let mut checks = vec![privilege(capabilities(), needs_privilege)];
-    checks.extend(tun(observe::tun_driver(), host.tun_fd.is_some(), host.offload));
+    checks.extend(tun(observe::tun_driver(), host.tun_fd.is_some(), host.offload > OffloadLevel::Off));
     checks.push(policy_routing(host.no_route, rules(Family::V4), rules(Family::V6)));
     checks.push(sock_diag(observe::sock_diag(), local && host.local_proxy && !host.no_route));
     checks.push(nf_tables(observe::nf_tables()));

@@ -44,7 +44,7 @@ pub use stop::{Closed, DRAIN_PATIENCE, STOP_PATIENCE};
 
 use crate::engine::{Command, Engine, Output, SocketId};
 use crate::outbound::rule::Proto;
-use crate::stack::{Packet, Transmit};
+use crate::stack::{Packet, Transmit, datagrams};
 use crate::time::{Duration, Instant};
 use crate::tun::Device;
 use mio::net::{TcpStream, UdpSocket};
@@ -314,7 +314,8 @@ impl<D: Device> Driver<D> {
                 Ok(received) => {
                     octets += received.len;
                     let octets = buffer.get(..received.len).unwrap_or_default();
-                    self.packet(Packet { octets, verify_checksum: received.verify_checksum }, now);
+                    let crate::tun::Received { verify_checksum, segment_size, .. } = received;
+                    self.packet(Packet { octets, verify_checksum, segment_size }, now);
                     Ok(())
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -342,8 +343,10 @@ impl<D: Device> Driver<D> {
                     self.engine.handle_write_error(socket, socket::classify(&error), now);
                 }
             }
-            Output::Datagram { socket, to, header, payload } => {
-                self.send_datagram(socket, to, header.as_slice(), payload)
+            Output::Datagram { socket, to, header, payload, segment_size } => {
+                for datagram in datagrams(payload, segment_size) {
+                    self.send_datagram(socket, to, header.as_slice(), datagram);
+                }
             }
         }
     }

@@ -166,7 +166,7 @@ pub enum Output<'p> {
         /// The octets.
         payload: &'p [u8],
     },
-    /// Send `header` and `payload` as one datagram; a failure loses it, as datagrams are lost.
+    /// Send `header` and `payload` as one datagram, or each datagram of a train behind the header; a failure loses it, as datagrams are lost.
     Datagram {
         /// The socket.
         socket: SocketId,
@@ -176,6 +176,8 @@ pub enum Output<'p> {
         header: DatagramHeader,
         /// The data.
         payload: &'p [u8],
+        /// A train: octets of each datagram but the last ([`datagrams`](crate::stack::datagrams)); 0: it is one.
+        segment_size: u16,
     },
 }
 
@@ -324,8 +326,11 @@ impl Engine {
             Ok(Ingress::Consumed) => Output::None,
             Ok(Ingress::Reassembled(octets)) => Output::Reassembled(octets),
             Ok(Ingress::Stream { flow, payload }) => self.offer(flow, payload, now),
-            Ok(Ingress::Datagram { local, remote, payload }) => {
+            Ok(Ingress::Datagram { local, remote, payload, segment_size: 0 }) => {
                 self.datagram_from_app(local, remote, payload, now)
+            }
+            Ok(Ingress::Datagram { local, remote, payload, segment_size }) => {
+                self.train_from_app(local, remote, payload, segment_size, now)
             }
             Err(reason) => {
                 log::trace!("packet dropped: {reason:?}");

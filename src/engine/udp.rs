@@ -16,7 +16,7 @@ use crate::dns::Course;
 use crate::flow::FlowId;
 use crate::outbound::rule::Proto;
 use crate::outbound::socks5::associate;
-use crate::stack::Datagram;
+use crate::stack::{Datagram, datagrams};
 use crate::time::Instant;
 use crate::wire::Endpoint;
 use crate::wire::icmp::Unreachable;
@@ -95,6 +95,36 @@ impl Engine {
         }
         match open {
             Some((socket, relayed)) => datagram_output(socket, relayed, target, payload),
+            None => Output::None,
+        }
+    }
+
+    /// A train of datagrams of an app: judged one by one, and sent on as the train it is.
+    pub(super) fn train_from_app<'p>(
+        &mut self,
+        local: Endpoint,
+        remote: Endpoint,
+        train: &'p [u8],
+        segment_size: u16,
+        now: Instant,
+    ) -> Output<'p> {
+        let mut sent = None;
+        let is_name = self.is_name(remote);
+        for payload in datagrams(train, segment_size) {
+            match self.datagram_from_app(local, remote, payload, now) {
+                // Names go different ways, by what is asked; nobody asks so many at once that it mattered.
+                Output::Datagram { socket, to, header, .. } if is_name => {
+                    let octets = [header.as_slice(), payload].concat();
+                    self.commands.push_back(Command::SendDatagram { socket, to, octets });
+                }
+                Output::Datagram { socket, to, header, .. } => sent = Some((socket, to, header)),
+                Output::None | Output::Reassembled(_) | Output::Stream { .. } => {}
+            }
+        }
+        match sent {
+            Some((socket, to, header)) => {
+                Output::Datagram { socket, to, header, payload: train, segment_size }
+            }
             None => Output::None,
         }
     }
@@ -430,9 +460,10 @@ fn relay_header(target: Endpoint) -> DatagramHeader {
 
 fn datagram_output(socket: SocketId, relayed: bool, target: Endpoint, payload: &[u8]) -> Output<'_> {
     match relayed {
-        true => Output::Datagram { socket, to: None, header: relay_header(target), payload },
+        true => Output::Datagram { socket, to: None, header: relay_header(target), payload, segment_size: 0 },
         false => {
-            Output::Datagram { socket, to: Some(target.into()), header: DatagramHeader::default(), payload }
+            let header = DatagramHeader::default();
+            Output::Datagram { socket, to: Some(target.into()), header, payload, segment_size: 0 }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::cleanup::{CleanupItem, CleanupResult};
 use super::setup::proxy_addresses;
-use crate::config::Config;
+use crate::config::{Config, OffloadLevel};
 use crate::driver::{Clock, Waiter};
 use crate::host::{self, Applied, HostError, LocalProxy};
 use crate::time::{Duration, Instant};
@@ -78,10 +78,12 @@ impl Machine {
             return;
         }
         let name = host::stand_in_name(&self.name);
-        let made = Tun::open(&name, host.mtu, false).map_err(|error| error.to_string()).and_then(|tun| {
-            applied.stand_in(tun.name()).map_err(|error| error.to_string())?;
-            Ok(tun)
-        });
+        let made = Tun::open(&name, host.mtu, OffloadLevel::Off).map_err(|error| error.to_string()).and_then(
+            |tun| {
+                applied.stand_in(tun.name()).map_err(|error| error.to_string())?;
+                Ok(tun)
+            },
+        );
         match made {
             Ok(tun) => self.stand_in = Some(tun),
             Err(error) => log::warn!(
@@ -129,7 +131,7 @@ impl Backend for Machine {
     fn open(&mut self) -> Result<Tun, StepError> {
         let host = &self.config.host;
         let opened = match host.tun_fd {
-            Some(fd) => Tun::from_raw(fd, host.mtu),
+            Some(fd) => Tun::from_raw(fd, host.mtu, host.offload),
             None => Tun::open(&host.tun, host.mtu, host.offload),
         };
         opened.map_err(open_error)

@@ -100,7 +100,7 @@ pub(crate) fn in_namespace(
     let signals = signals
         .map_err(machine("cannot take over the signals", "raise the limit on open files (`ulimit -n`)"))?;
     let descriptors = machine("cannot watch the command", "raise the limit on open files (`ulimit -n`)");
-    let device = Tun::from_fd(waiting.device.try_clone().map_err(descriptors)?, host.mtu)?;
+    let device = Tun::from_fd(waiting.device.try_clone().map_err(descriptors)?, host.mtu, host.offload)?;
     let mut engine = engine(config, &device, false)?;
     let clock = Clock::new();
     // Nothing on this machine is ztun's: the command's network is another.

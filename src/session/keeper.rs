@@ -5,6 +5,7 @@
 //! any loss is. A device that cannot be made again after [`TRIES`] is the end of the run, in order.
 
 use super::device::{Machine, gone};
+use crate::config::OffloadLevel;
 use crate::driver::{Clock, Scene, Service, Tokens};
 use crate::time::{Duration, Instant};
 use crate::tun::lifecycle::ManagedTun;
@@ -29,7 +30,7 @@ pub(super) struct Keeper {
     tun: Rc<RefCell<ManagedTun<Machine>>>,
     name: String,
     /// The engine counts on it.
-    offload: bool,
+    offload: OffloadLevel,
     /// When it looks again.
     next: Instant,
     /// Tries to make a device anew since it was lost.
@@ -61,14 +62,14 @@ impl Keeper {
             }
         }
         match tun.recover() {
-            Ok(device) if device.offload() == self.offload => {
+            Ok(device) if device.offload() >= self.offload => {
                 log::info!("the device {} was made anew; flows go on", device.name());
                 *scene.device = Some(device);
                 tun.machine().stand_by_again();
                 self.tries = 0;
                 self.next = now + LOOK;
             }
-            Ok(_) => self.give_up(&"the kernel does not offload any more", scene),
+            Ok(_) => self.give_up(&"the kernel does not offload as much any more", scene),
             Err(error) => {
                 self.tries += 1;
                 log::debug!("the device is not there yet: {error}");

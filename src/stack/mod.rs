@@ -50,12 +50,49 @@ pub struct Packet<'p> {
     pub octets: &'p [u8],
     /// Whether the transport checksum has to be verified; a device says no for `NEEDS_CSUM` and `DATA_VALID`.
     pub verify_checksum: bool,
+    /// Octets of payload in each segment of a super-segment, or in each datagram of a train; 0: it is one.
+    pub segment_size: u16,
 }
 
 impl<'p> Packet<'p> {
-    /// A packet whose checksums are all to be verified.
+    /// One packet, whose checksums are all to be verified.
     pub fn new(octets: &'p [u8]) -> Packet<'p> {
-        Packet { octets, verify_checksum: true }
+        Packet { octets, verify_checksum: true, segment_size: 0 }
+    }
+}
+
+/// What a device does that the stack would have to do otherwise. Each level has all of the one before.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub enum OffloadLevel {
+    /// Nothing: packets are summed, and no longer than the MTU.
+    #[default]
+    Off,
+    /// It sums, TCP and UDP.
+    Checksum,
+    /// It cuts super-segments of TCP, and hands over such.
+    Tcp,
+    /// It cuts trains of datagrams, and hands over such.
+    Full,
+}
+
+impl OffloadLevel {
+    /// All of them, the least first.
+    pub const ALL: [OffloadLevel; 4] =
+        [OffloadLevel::Off, OffloadLevel::Checksum, OffloadLevel::Tcp, OffloadLevel::Full];
+
+    /// Whether the checksums of TCP and UDP are left to the device.
+    pub fn sums(self) -> bool {
+        self >= OffloadLevel::Checksum
+    }
+
+    /// Whether it takes super-segments of TCP.
+    pub fn segments(self) -> bool {
+        self >= OffloadLevel::Tcp
+    }
+
+    /// Whether it takes trains of datagrams.
+    pub fn trains(self) -> bool {
+        self >= OffloadLevel::Full
     }
 }
 
@@ -98,7 +135,7 @@ impl Transmit<'_> {
 pub enum Ingress<'p> {
     /// Dealt with; there may be events and packets to send.
     Consumed,
-    /// A UDP datagram for the caller, who may answer with [`Stack::send_datagram`] or [`Stack::refuse_datagram`].
+    /// A UDP datagram, or a train of them, for the caller, who may answer with [`Stack::send_datagram`] or [`Stack::refuse_datagram`].
     Datagram {
         /// The app.
         local: Endpoint,
@@ -106,6 +143,8 @@ pub enum Ingress<'p> {
         remote: Endpoint,
         /// The data.
         payload: &'p [u8],
+        /// A train of datagrams: octets of each but the last, which may be shorter ([`datagrams`]); 0: it is one.
+        segment_size: u16,
     },
     /// In-order octets of a TCP flow with nothing buffered before them. [`Tcp::keep`] must be called for the flow before the
     /// next packet is handled.
@@ -193,9 +232,9 @@ pub enum EchoMode {
 pub struct StackConfig {
     /// MTU of the device, octets; at least 1280.
     pub mtu: u16,
-    /// Whether the device segments and sums what it is given (then [`Transmit::offload`] may be set).
-    pub offload: bool,
-    /// Largest super-segment payload, octets (with `offload`).
+    /// What the device does of summing and segmenting (then [`Transmit::offload`] may be set).
+    pub offload: OffloadLevel,
+    /// Largest super-segment payload, octets (where the device takes such).
     pub max_segment: usize,
     /// Echo requests.
     pub echo: EchoMode,
@@ -254,7 +293,7 @@ impl Default for StackConfig {
     fn default() -> StackConfig {
         StackConfig {
             mtu: 1500,
-            offload: false,
+            offload: OffloadLevel::Off,
             max_segment: 65_000,
             echo: EchoMode::Reply,
             broadcasts: Vec::new(),
@@ -343,7 +382,7 @@ impl Stack {
             (protocol::TCP, _) => {
                 self.tcp.handle_segment(&ip, packet.verify_checksum, &mut self.control, &mut self.stats, now)
             }
-            (protocol::UDP, _) => datagram(&ip, packet.verify_checksum),
+            (protocol::UDP, _) => datagram(&ip, packet),
             (protocol::ICMP, false) | (protocol::ICMPV6, true) => self.icmp(&ip, now),
             _ => {
                 self.control.unreachable(packet.octets, Unreachable::Protocol, &mut self.stats, now);
@@ -491,9 +530,22 @@ impl Stack {
     }
 }
 
-fn datagram<'p>(ip: &IpPacket<'p>, verify_checksum: bool) -> Result<Ingress<'p>, DropReason> {
-    let datagram =
-        UdpDatagram::parse(ip.src, ip.dst, ip.payload, verify_checksum).map_err(|error| match error {
+/// The datagrams of a train, in order; `segment_size` 0: there is one.
+pub fn datagrams(payload: &[u8], segment_size: u16) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
+    let size = match segment_size {
+        0 => payload.len(),
+        size => usize::from(size),
+    };
+    let count = if segment_size == 0 { 1 } else { payload.len().div_ceil(size).max(1) };
+    (0..count).map(move |n| {
+        let start = n * size;
+        payload.get(start..payload.len().min(start + size)).unwrap_or_default()
+    })
+}
+
+fn datagram<'p>(ip: &IpPacket<'p>, packet: Packet<'p>) -> Result<Ingress<'p>, DropReason> {
+    let datagram = UdpDatagram::parse(ip.src, ip.dst, ip.payload, packet.verify_checksum).map_err(
+        |error| match error {
             WireError::Checksum => DropReason::BadChecksum,
             WireError::Truncated
             | WireError::Version
@@ -501,7 +553,8 @@ fn datagram<'p>(ip: &IpPacket<'p>, verify_checksum: bool) -> Result<Ingress<'p>,
             | WireError::Length
             | WireError::Extension
             | WireError::Value => DropReason::BadUdp,
-        })?;
+        },
+    )?;
     // A reply to port 0 could not be sent; a datagram to it is for nobody (RFC 768).
     if datagram.src_port == 0 || datagram.dst_port == 0 {
         return Err(DropReason::BadUdp);
@@ -510,5 +563,10 @@ fn datagram<'p>(ip: &IpPacket<'p>, verify_checksum: bool) -> Result<Ingress<'p>,
         local: Endpoint::new(ip.src, datagram.src_port),
         remote: Endpoint::new(ip.dst, datagram.dst_port),
         payload: datagram.payload,
+        segment_size: if datagram.payload.len() > usize::from(packet.segment_size) {
+            packet.segment_size
+        } else {
+            0
+        },
     })
 }

@@ -2,20 +2,22 @@
 //!
 //! # Offload
 //!
-//! With `IFF_VNET_HDR` each packet has a virtio-net header in front, and the kernel hands over what it has not segmented and not summed: one
-//! TCP super-segment of up to 64 KB instead of forty packets, with the checksum field holding the sum of the pseudo-header only. It
-//! takes the same from us. Packets that stay on this machine are never segmented or summed at all. Where the kernel refuses any of it the
-//! device falls back to plain packets by itself; [`Device::offload`] tells which it is.
+//! With `IFF_VNET_HDR` each packet has a virtio-net header in front ([`vnet`](super::vnet)), and the kernel hands over what it has not segmented
+//! and not summed: one TCP super-segment of up to 64 KB instead of forty packets, one train of datagrams of an app that sends with
+//! UDP_SEGMENT, with the checksum field holding the sum of the pseudo-header only. It takes the same from us. Packets that stay on this
+//! machine are never segmented or summed at all.
 //!
-//! The header comes from the kernel and is checked all the same: a packet of a kind that was not asked for is dropped as malformed.
+//! What the kernel refuses costs only itself: the [levels](OffloadLevel) are tried from the best down, and [`Device::offload`] tells which it is.
+//! The flags of one level came into the kernel together (TSO4 and TSO6; USO4 and USO6 in Linux 6.2), so none has one without the other.
 //!
 //! # Life
 //!
 //! The interface lives as long as a descriptor of it is open: it is not made persistent, so a process that dies takes it along, and
 //! the descriptor is close-on-exec, so that no child keeps it alive.
 
-use super::{Device, OpenError, Received};
-use crate::stack::Transmit;
+use super::vnet;
+use super::{Device, MOST_PIECES, OpenError, Received};
+use crate::stack::{Offload, OffloadLevel, Transmit};
 use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -31,15 +33,9 @@ const CLONE_DEVICE: &str = "/dev/net/tun";
 /// Octets of an interface's name, the final NUL included.
 const NAME_SIZE: usize = libc::IFNAMSIZ;
 
-/// `struct virtio_net_hdr` (virtio 1.2, 5.1.6), in the octet order of this machine.
-const VNET_HEADER: usize = 10;
-/// The checksum field holds a partial sum only.
-const VIRTIO_NET_HDR_F_NEEDS_CSUM: u8 = 1;
-/// The checksum was verified.
-const VIRTIO_NET_HDR_F_DATA_VALID: u8 = 2;
-const VIRTIO_NET_HDR_GSO_NONE: u8 = 0;
-const VIRTIO_NET_HDR_GSO_TCPV4: u8 = 1;
-const VIRTIO_NET_HDR_GSO_TCPV6: u8 = 4;
+/// Trains of datagrams (`linux/if_tun.h`, since Linux 6.2).
+const TUN_F_USO4: libc::c_uint = 0x20;
+const TUN_F_USO6: libc::c_uint = 0x40;
 
 /// A TUN device.
 #[derive(Debug)]
@@ -49,17 +45,25 @@ pub struct Tun {
     mtu: u16,
     /// A virtio-net header stands in front of each packet.
     vnet: bool,
+    level: OffloadLevel,
 }
 
 impl Tun {
     /// Creates the interface `name` (at most 15 octets; a `%d` in it is replaced by the first free number), or takes an existing
-    /// persistent one that nobody has open. It has no address and is down, and `mtu` is what `host` is going to set. `offload`: let the
-    /// kernel segment and sum, if it can.
-    pub fn open(name: &str, mtu: u16, offload: bool) -> Result<Tun, OpenError> {
-        if offload {
+    /// persistent one that nobody has open. It has no address and is down, and `mtu` is what `host` is going to set. `wanted`: what the
+    /// kernel is to do at most; it does less where it cannot.
+    pub fn open(name: &str, mtu: u16, wanted: OffloadLevel) -> Result<Tun, OpenError> {
+        if wanted > OffloadLevel::Off {
             match Tun::create(name, mtu, libc::IFF_VNET_HDR) {
-                Ok(tun) if set_offload(tun.file.as_raw_fd()).is_ok() => return Ok(Tun { vnet: true, ..tun }),
-                Ok(_) => log::debug!("the kernel does not offload on TUN devices: plain packets"),
+                Ok(tun) => match set_offload(tun.file.as_raw_fd(), wanted) {
+                    Ok(OffloadLevel::Off) | Err(_) => {
+                        log::debug!("the kernel does not offload on TUN devices: plain packets");
+                    }
+                    Ok(level) => {
+                        log::debug!("offload: {level:?}");
+                        return Ok(Tun { vnet: true, level, ..tun });
+                    }
+                },
                 Err(error) if error.source.raw_os_error() == Some(libc::EINVAL) => {
                     log::debug!("no virtio header on TUN devices: plain packets");
                 }
@@ -85,12 +89,13 @@ impl Tun {
         if result < 0 {
             return Err(interface_error(name, io::Error::last_os_error()));
         }
-        Ok(Tun { file, name: request.name(), mtu, vnet: false })
+        Ok(Tun { file, name: request.name(), mtu, vnet: false, level: OffloadLevel::Off })
     }
 
     /// Takes a device that someone else opened (`--tun-fd`, or one from another network namespace): a TUN device without packet information,
-    /// with a virtio header or without. It is made non-blocking and close-on-exec. `mtu` is that of its interface.
-    pub fn from_fd(fd: OwnedFd, mtu: u16) -> Result<Tun, OpenError> {
+    /// with a virtio header or without. It is made non-blocking and close-on-exec. `mtu` is that of its interface. `wanted`: what the kernel is
+    /// to do at most; without a virtio header it is nothing.
+    pub fn from_fd(fd: OwnedFd, mtu: u16, wanted: OffloadLevel) -> Result<Tun, OpenError> {
         let raw = fd.as_raw_fd();
         let fail = |source, remedy: &str| OpenError {
             what: format!("cannot use descriptor {raw} as a TUN device"),
@@ -104,22 +109,24 @@ impl Tun {
             return Err(fail(io::Error::last_os_error(), "it must come from /dev/net/tun, after TUNSETIFF"));
         }
         let flags = libc::c_int::from(request.flags);
-        let wanted = libc::IFF_TUN | libc::IFF_NO_PI;
-        if flags & wanted != wanted {
+        let needed = libc::IFF_TUN | libc::IFF_NO_PI;
+        if flags & needed != needed {
             let source = io::Error::from_raw_os_error(libc::EINVAL);
             return Err(fail(source, "open it with IFF_TUN and IFF_NO_PI"));
         }
         let vnet = flags & libc::IFF_VNET_HDR != 0;
-        if vnet {
-            set_offload(raw).map_err(|source| fail(source, "open it without IFF_VNET_HDR"))?;
-        }
+        let level = if vnet {
+            set_offload(raw, wanted).map_err(|source| fail(source, "open it without IFF_VNET_HDR"))?
+        } else {
+            OffloadLevel::Off
+        };
         set_flags(raw)
             .map_err(|source| fail(source, "the descriptor must be open for reading and writing"))?;
-        Ok(Tun { file: File::from(fd), name: request.name(), mtu, vnet })
+        Ok(Tun { file: File::from(fd), name: request.name(), mtu, vnet, level })
     }
 
     /// [`Tun::from_fd`] by number, as `--tun-fd` gives it. The descriptor is this process's from here on, and is closed at the end.
-    pub fn from_raw(raw: i32, mtu: u16) -> Result<Tun, OpenError> {
+    pub fn from_raw(raw: i32, mtu: u16, wanted: OffloadLevel) -> Result<Tun, OpenError> {
         // SAFETY: F_GETFD takes no argument and touches no memory of ours.
         if raw <= libc::STDERR_FILENO || unsafe { libc::fcntl(raw, libc::F_GETFD) } < 0 {
             return Err(OpenError {
@@ -129,56 +136,77 @@ impl Tun {
             });
         }
         // SAFETY: the descriptor is open and above the standard ones; nothing else in this process knows it.
-        Tun::from_fd(unsafe { OwnedFd::from_raw_fd(raw) }, mtu)
+        Tun::from_fd(unsafe { OwnedFd::from_raw_fd(raw) }, mtu, wanted)
     }
 
-    /// Reads a packet behind its virtio-net header.
+    /// Reads a packet behind its virtio-net header. One that the header cannot be true of is none.
     fn recv_offloaded(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
-        let mut header = [0; VNET_HEADER];
+        let mut header = [0; vnet::HEADER];
         let read = self.file.read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)])?;
-        let len = read.saturating_sub(VNET_HEADER);
-        let [flags, gso_type, ..] = header;
-        let version = buffer.first().map_or(0, |octet| octet >> 4);
-        // Only what was asked for: whole packets, and TCP super-segments of their own IP version.
-        let known = matches!(
-            (gso_type, version),
-            (VIRTIO_NET_HDR_GSO_NONE, _) | (VIRTIO_NET_HDR_GSO_TCPV4, 4) | (VIRTIO_NET_HDR_GSO_TCPV6, 6)
-        );
-        let vouched = flags & (VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID) != 0;
-        Ok(Received { len: if known { len } else { 0 }, verify_checksum: !vouched })
+        let len = read.saturating_sub(vnet::HEADER);
+        match vnet::parse(&header, buffer.get(..len).unwrap_or_default()) {
+            Ok(vnet::Meta { verify_checksum, segment_size }) => {
+                Ok(Received { len, verify_checksum, segment_size })
+            }
+            Err(why) => {
+                log::debug!("malformed virtio header: {why:?}");
+                Ok(Received { len: 0, verify_checksum: true, segment_size: 0 })
+            }
+        }
+    }
+
+    /// Refuses a packet that the device would have to do more for than it does.
+    fn demand(&self, level: OffloadLevel) -> io::Result<()> {
+        if level > self.level {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the device does not segment or sum that",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Writes the slices as one packet.
+    fn write(&mut self, slices: &[IoSlice<'_>], whole: usize) -> io::Result<()> {
+        loop {
+            match self.file.write_vectored(slices) {
+                // The kernel takes a packet whole; less means that it was cut, and repeating the rest would make another packet of it.
+                Ok(taken) if taken < whole => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 
-/// The virtio-net header of a packet to the kernel.
-fn vnet_header(packet: &Transmit<'_>) -> [u8; VNET_HEADER] {
-    let mut header = [0; VNET_HEADER];
-    let Some(offload) = packet.offload else { return header };
-    header[0] = VIRTIO_NET_HDR_F_NEEDS_CSUM;
-    if offload.segment_size > 0 {
-        let v6 = packet.header.first().is_some_and(|octet| octet >> 4 == 6);
-        header[1] = if v6 { VIRTIO_NET_HDR_GSO_TCPV6 } else { VIRTIO_NET_HDR_GSO_TCPV4 };
-        let headers = u16::try_from(packet.header.len()).unwrap_or(u16::MAX);
-        header[2..4].copy_from_slice(&headers.to_ne_bytes());
-        header[4..6].copy_from_slice(&offload.segment_size.to_ne_bytes());
-    }
-    header[6..8].copy_from_slice(&offload.checksum_start.to_ne_bytes());
-    header[8..10].copy_from_slice(&offload.checksum_offset.to_ne_bytes());
-    header
-}
-
-/// Asks for unsegmented TCP and unsummed packets, behind a header of [`VNET_HEADER`] octets.
-fn set_offload(fd: libc::c_int) -> io::Result<()> {
-    let size = VNET_HEADER as libc::c_int;
+/// Asks for as much of `wanted` as the kernel does, behind a header of [`vnet::HEADER`] octets.
+fn set_offload(fd: libc::c_int, wanted: OffloadLevel) -> io::Result<OffloadLevel> {
+    let size = vnet::HEADER as libc::c_int;
     // SAFETY: the descriptor is open, and TUNSETVNETHDRSZ reads one int.
     if unsafe { libc::ioctl(fd, libc::TUNSETVNETHDRSZ, &raw const size) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let features = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-    // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes its argument by value.
-    if unsafe { libc::ioctl(fd, libc::TUNSETOFFLOAD, libc::c_ulong::from(features)) } < 0 {
-        return Err(io::Error::last_os_error());
+    let mut refused = io::ErrorKind::Unsupported.into();
+    for level in OffloadLevel::ALL.into_iter().rev().filter(|level| *level <= wanted) {
+        // SAFETY: the descriptor is open, and TUNSETOFFLOAD takes its argument by value.
+        if unsafe { libc::ioctl(fd, libc::TUNSETOFFLOAD, libc::c_ulong::from(features(level))) } == 0 {
+            return Ok(level);
+        }
+        refused = io::Error::last_os_error();
     }
-    Ok(())
+    Err(refused)
+}
+
+/// What TUNSETOFFLOAD is asked for.
+fn features(level: OffloadLevel) -> libc::c_uint {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    match level {
+        OffloadLevel::Off => 0,
+        OffloadLevel::Checksum => libc::TUN_F_CSUM,
+        OffloadLevel::Tcp => tcp,
+        OffloadLevel::Full => tcp | TUN_F_USO4 | TUN_F_USO6,
+    }
 }
 
 /// `O_NONBLOCK` and `FD_CLOEXEC`, which a descriptor from elsewhere may lack.
@@ -205,7 +233,7 @@ impl Device for Tun {
             let received = if self.vnet {
                 self.recv_offloaded(buffer)
             } else {
-                self.file.read(buffer).map(|len| Received { len, verify_checksum: true })
+                self.file.read(buffer).map(|len| Received { len, verify_checksum: true, segment_size: 0 })
             };
             match received {
                 Ok(received) => return Ok(received),
@@ -216,31 +244,41 @@ impl Device for Tun {
     }
 
     fn send(&mut self, packet: &Transmit<'_>) -> io::Result<()> {
-        if packet.offload.is_some() && !self.vnet {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the device does not segment or sum"));
-        }
-        let vnet = vnet_header(packet);
+        let wanted = match packet.offload {
+            None => OffloadLevel::Off,
+            Some(Offload { segment_size: 0, .. }) => OffloadLevel::Checksum,
+            Some(_) => OffloadLevel::Tcp,
+        };
+        self.demand(wanted)?;
+        let vnet = vnet::describe(packet.header, packet.offload);
         let slices = [
             IoSlice::new(&vnet),
             IoSlice::new(packet.header),
             IoSlice::new(packet.payload[0]),
             IoSlice::new(packet.payload[1]),
         ];
-        let (slices, whole) =
-            if self.vnet { (&slices[..], packet.len() + VNET_HEADER) } else { (&slices[1..], packet.len()) };
-        loop {
-            match self.file.write_vectored(slices) {
-                // The kernel takes a packet whole; less means that it was cut, and repeating the rest would make another packet of it.
-                Ok(taken) if taken < whole => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(_) => return Ok(()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
+        match self.vnet {
+            true => self.write(&slices, packet.len() + vnet::HEADER),
+            false => self.write(&slices[1..], packet.len()),
         }
     }
 
-    fn offload(&self) -> bool {
-        self.vnet
+    fn send_train(&mut self, header: &[u8], pieces: &[&[u8]], offload: Offload) -> io::Result<()> {
+        self.demand(OffloadLevel::Full)?;
+        let vnet = vnet::describe(header, Some(offload));
+        let mut slices = [IoSlice::new(&[]); 2 + MOST_PIECES];
+        let given = slices.get_mut(..2 + pieces.len()).ok_or(io::ErrorKind::InvalidInput)?;
+        given[0] = IoSlice::new(&vnet);
+        given[1] = IoSlice::new(header);
+        for (slice, piece) in given[2..].iter_mut().zip(pieces) {
+            *slice = IoSlice::new(piece);
+        }
+        let whole = given.iter().map(|slice| slice.len()).sum();
+        self.write(given, whole)
+    }
+
+    fn offload(&self) -> OffloadLevel {
+        self.level
     }
 
     fn mtu(&self) -> u16 {
@@ -357,7 +395,14 @@ mod tests {
     fn pair() -> (Tun, UnixDatagram) {
         let (ours, theirs) = UnixDatagram::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        (Tun { file: File::from(OwnedFd::from(ours)), name: "test".into(), mtu: 1500, vnet: false }, theirs)
+        let file = File::from(OwnedFd::from(ours));
+        let level = OffloadLevel::Off;
+        (Tun { file, name: "test".into(), mtu: 1500, vnet: false, level }, theirs)
+    }
+
+    fn offloading_pair(level: OffloadLevel) -> (Tun, UnixDatagram) {
+        let (tun, theirs) = pair();
+        (Tun { vnet: true, level, ..tun }, theirs)
     }
 
     #[test]
@@ -371,34 +416,65 @@ mod tests {
 
     #[test]
     fn a_super_segment_carries_its_header_as_virtio_has_it() {
-        let (mut tun, peer) = pair();
-        tun.vnet = true;
-        let offload = crate::stack::Offload { checksum_start: 20, checksum_offset: 16, segment_size: 1448 };
-        let packet = Transmit { header: &[0x45; 52], payload: [&[7; 100], &[8; 50]], offload: Some(offload) };
+        let (mut tun, peer) = offloading_pair(OffloadLevel::Tcp);
+        let offload = Offload { checksum_start: 20, checksum_offset: 16, segment_size: 1448 };
+        let mut header = [0x45; 52];
+        header[32] = 0x80;
+        let packet = Transmit { header: &header, payload: [&[7; 100], &[8; 50]], offload: Some(offload) };
         tun.send(&packet).unwrap();
         let mut buffer = [0; 512];
         let len = peer.recv(&mut buffer).unwrap();
-        assert_eq!(len, VNET_HEADER + packet.len());
-        let field = |at: usize| u16::from_ne_bytes([buffer[at], buffer[at + 1]]);
-        assert_eq!(buffer[..2], [VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4]);
-        assert_eq!([field(2), field(4), field(6), field(8)], [52, 1448, 20, 16]);
+        assert_eq!(len, vnet::HEADER + packet.len());
+        assert_eq!(buffer[..10], vnet::describe(&header, Some(offload)));
+        assert_eq!(buffer[10..62], header);
+        assert_eq!(buffer[62..212], [[7; 100].as_slice(), &[8; 50]].concat());
+    }
+
+    #[test]
+    fn the_pieces_of_a_train_leave_as_one_packet() {
+        let (mut tun, peer) = offloading_pair(OffloadLevel::Full);
+        let offload = Offload { checksum_start: 20, checksum_offset: 6, segment_size: 3 };
+        let mut buffer = [0; 512];
+        let pieces: Vec<&[u8]> = [b"one".as_slice(); MOST_PIECES].to_vec();
+        for count in [1, 2, MOST_PIECES] {
+            tun.send_train(&[0x45; 28], &pieces[..count], offload).unwrap();
+            let len = peer.recv(&mut buffer).unwrap();
+            assert_eq!(buffer[..10], vnet::describe(&[0x45; 28], Some(offload)));
+            assert_eq!(buffer[38..len], b"one".repeat(count));
+        }
+        let many = [pieces, vec![b"x"]].concat();
+        assert_eq!(
+            tun.send_train(&[0x45; 28], &many, offload).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
     }
 
     #[test]
     fn what_the_kernel_vouches_for_is_not_verified_and_what_was_not_asked_for_is_no_packet() {
-        let (mut tun, peer) = pair();
-        tun.vnet = true;
-        let mut receive = |flags: u8, gso: u8, first: u8| {
-            let mut packet = [0; VNET_HEADER + 20];
-            packet[..2].copy_from_slice(&[flags, gso]);
-            packet[VNET_HEADER] = first;
-            peer.send(&packet).unwrap();
+        let (mut tun, peer) = offloading_pair(OffloadLevel::Full);
+        let mut receive = |header: [u8; vnet::HEADER], cut: usize| {
+            let mut packet = [0; vnet::HEADER + 48];
+            packet[..vnet::HEADER].copy_from_slice(&header);
+            packet[vnet::HEADER] = 0x45;
+            packet[vnet::HEADER + 9] = 17;
+            peer.send(&packet[..cut]).unwrap();
             tun.recv(&mut [0; 64]).unwrap()
         };
-        assert_eq!(receive(0, VIRTIO_NET_HDR_GSO_NONE, 0x45), Received { len: 20, verify_checksum: true });
-        assert!(!receive(VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, 0x45).verify_checksum);
-        assert_eq!(receive(1, VIRTIO_NET_HDR_GSO_TCPV4, 0x60).len, 0);
-        assert_eq!(receive(1, 5, 0x45).len, 0);
+        let train = |size| vnet::describe(&[0x45; 28], Some(Offload { segment_size: size, ..udp() }));
+        fn udp() -> Offload {
+            Offload { checksum_start: 20, checksum_offset: 6, segment_size: 0 }
+        }
+        let whole = Received { len: 48, verify_checksum: true, segment_size: 0 };
+        assert_eq!(receive([0; 10], 58), whole);
+        assert_eq!(receive(train(0), 58), Received { verify_checksum: false, ..whole });
+        assert_eq!(receive(train(10), 58), Received { len: 48, verify_checksum: false, segment_size: 10 });
+        let none = Received { len: 0, ..whole };
+        let mut kind = train(10);
+        kind[1] = 3;
+        assert_eq!(receive(kind, 58), none);
+        for cut in [0, 5, 10, 11, 30] {
+            assert_eq!(receive(train(10), cut), none, "{cut} octets");
+        }
     }
 
     #[test]
@@ -407,18 +483,36 @@ mod tests {
         assert_eq!(tun.recv(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         peer.send(b"packet").unwrap();
         let mut buffer = [0; 64];
-        assert_eq!(tun.recv(&mut buffer).unwrap(), Received { len: 6, verify_checksum: true });
+        let received = Received { len: 6, verify_checksum: true, segment_size: 0 };
+        assert_eq!(tun.recv(&mut buffer).unwrap(), received);
         let packet = Transmit { header: &[0; 1400], payload: [&[], &[]], offload: None };
         let refused = (0..100_000).find_map(|_| tun.send(&packet).err()).unwrap();
         assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
-    fn a_packet_that_asks_for_offload_is_refused_and_not_sent_unsummed() {
-        let (mut tun, _peer) = pair();
-        let offload = crate::stack::Offload { checksum_start: 20, checksum_offset: 16, segment_size: 0 };
-        let packet = Transmit { header: &[0; 40], payload: [&[], &[]], offload: Some(offload) };
-        assert_eq!(tun.send(&packet).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    fn a_packet_that_asks_for_more_than_there_is_is_refused_and_not_sent_unsummed() {
+        let offload = |segment_size| Offload { checksum_start: 20, checksum_offset: 16, segment_size };
+        for level in OffloadLevel::ALL {
+            let (mut tun, _peer) = offloading_pair(level);
+            let mut sent = |offload| {
+                tun.send(&Transmit { header: &[0x45; 40], payload: [&[7; 9], &[]], offload }).is_ok()
+            };
+            assert!(sent(None));
+            assert_eq!(sent(Some(offload(0))), level >= OffloadLevel::Checksum);
+            assert_eq!(sent(Some(offload(5))), level >= OffloadLevel::Tcp);
+            let train = tun.send_train(&[0x45; 28], &[b"a", b"b"], offload(1));
+            assert_eq!(train.is_ok(), level == OffloadLevel::Full);
+        }
+    }
+
+    #[test]
+    fn each_level_asks_for_all_of_the_one_below() {
+        let asked = OffloadLevel::ALL.map(features);
+        for pair in asked.windows(2) {
+            assert!(pair[0] & pair[1] == pair[0] && pair[0] != pair[1]);
+        }
+        assert_eq!(asked, [0, 1, 7, 0x67]);
     }
 
     #[test]
@@ -432,7 +526,7 @@ mod tests {
     #[test]
     fn a_descriptor_of_another_kind_is_refused_with_a_remedy() {
         let (ours, _theirs) = UnixDatagram::pair().unwrap();
-        let error = Tun::from_fd(OwnedFd::from(ours), 1500).unwrap_err();
+        let error = Tun::from_fd(OwnedFd::from(ours), 1500, OffloadLevel::Full).unwrap_err();
         assert!(error.to_string().contains("/dev/net/tun"), "{error}");
     }
 

@@ -13,6 +13,7 @@
 //! Giving the device its addresses, and the machine its routes, is the business of `host`.
 
 pub mod lifecycle;
+pub mod vnet;
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -24,7 +25,7 @@ mod unsupported;
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::Tun;
 
-use crate::stack::Transmit;
+use crate::stack::{Offload, OffloadLevel, Transmit};
 use core::fmt;
 use mio::event::Source;
 use std::io;
@@ -36,7 +37,12 @@ pub struct Received {
     pub len: usize,
     /// Whether the transport checksum has to be verified: no when the kernel left it to be filled in or vouches for it.
     pub verify_checksum: bool,
+    /// Octets of payload in each segment of a super-segment, or in each datagram of a train; 0: it is one.
+    pub segment_size: u16,
 }
+
+/// Datagrams in one train to the device: what every kernel that takes trains takes.
+pub const MOST_PIECES: usize = 64;
 
 /// A layer-3 device. The module's documentation is the contract.
 pub trait Device: Source {
@@ -46,8 +52,12 @@ pub trait Device: Source {
     /// Writes one packet.
     fn send(&mut self, packet: &Transmit<'_>) -> io::Result<()>;
 
-    /// Whether the device segments and sums what it is given ([`Transmit::offload`]), and hands over super-segments.
-    fn offload(&self) -> bool;
+    /// Writes datagrams of one sender to one receiver as one packet that the device cuts: `header` is IP and UDP header, `pieces` are the payloads,
+    /// at most [`MOST_PIECES`], all of `offload.segment_size` octets but the last, which may be shorter. Only with [`OffloadLevel::Full`].
+    fn send_train(&mut self, header: &[u8], pieces: &[&[u8]], offload: Offload) -> io::Result<()>;
+
+    /// What the device does of what the stack would have to do otherwise ([`Transmit::offload`]).
+    fn offload(&self) -> OffloadLevel;
 
     /// The largest packet, in octets; with offload, of what is segmented.
     fn mtu(&self) -> u16;

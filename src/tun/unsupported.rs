@@ -1,7 +1,7 @@
 //! Systems without a device of their own: type-checks, opens nothing.
 
 use super::{Device, OpenError, Received};
-use crate::stack::Transmit;
+use crate::stack::{Offload, OffloadLevel, Transmit};
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
 use std::io;
@@ -12,7 +12,7 @@ pub enum Tun {}
 
 impl Tun {
     /// Fails: this system is not supported.
-    pub fn open(name: &str, _mtu: u16, _offload: bool) -> Result<Tun, OpenError> {
+    pub fn open(name: &str, _mtu: u16, _wanted: OffloadLevel) -> Result<Tun, OpenError> {
         Err(OpenError {
             what: format!("cannot create the device {name}"),
             source: io::ErrorKind::Unsupported.into(),
@@ -21,7 +21,7 @@ impl Tun {
     }
 
     /// Fails: this system is not supported.
-    pub fn from_raw(raw: i32, _mtu: u16) -> Result<Tun, OpenError> {
+    pub fn from_raw(raw: i32, _mtu: u16, _wanted: OffloadLevel) -> Result<Tun, OpenError> {
         Err(OpenError {
             what: format!("cannot use descriptor {raw} as a TUN device"),
             source: io::ErrorKind::Unsupported.into(),
@@ -39,7 +39,11 @@ impl Device for Tun {
         match *self {}
     }
 
-    fn offload(&self) -> bool {
+    fn send_train(&mut self, _header: &[u8], _pieces: &[&[u8]], _offload: Offload) -> io::Result<()> {
+        match *self {}
+    }
+
+    fn offload(&self) -> OffloadLevel {
         match *self {}
     }
 

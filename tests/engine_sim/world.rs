@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use ztun::config::EngineConfig;
 use ztun::engine::{Asker, Command, Engine, Output, SocketError, SocketId};
-use ztun::stack::Packet;
+use ztun::stack::{Packet, datagrams};
 use ztun::time::{Duration, Instant};
 
 /// The app's address.
@@ -291,9 +291,11 @@ impl World {
                 let taken = self.write(socket, payload);
                 self.engine.stream_written(flow, payload, taken, self.now);
             }
-            Output::Datagram { socket, to, header, payload } => {
-                let octets = [header.as_slice(), payload].concat();
-                self.fake(socket).datagrams.push((to, octets));
+            Output::Datagram { socket, to, header, payload, segment_size } => {
+                for datagram in datagrams(payload, segment_size) {
+                    let octets = [header.as_slice(), datagram].concat();
+                    self.fake(socket).datagrams.push((to, octets));
+                }
             }
         }
     }

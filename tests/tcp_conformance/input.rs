@@ -1,7 +1,9 @@
 //! Statements 1 to 24: segments that arrive.
 
 use crate::dsl::*;
-use ztun::stack::{Closed, DropReason, Offload, Packet, Refusal, StackConfig, StackEvent, TcpConfig};
+use ztun::stack::{
+    Closed, DropReason, Offload, OffloadLevel, Packet, Refusal, StackConfig, StackEvent, TcpConfig,
+};
 use ztun::time::Instant;
 use ztun::wire::SeqNumber;
 use ztun::wire::tcp::{TcpFlags, TcpOptions};
@@ -39,7 +41,7 @@ fn a_checksum_that_the_device_vouches_for_is_not_verified() {
         let mut data = peer.seg().data(b"partial").octets();
         let at = usize::from(family.headers()) - 20;
         data[at + 16..at + 18].fill(0);
-        peer.give_packet(Packet { octets: &data, verify_checksum: false }).expect("taken");
+        peer.give_packet(Packet { octets: &data, verify_checksum: false, segment_size: 0 }).expect("taken");
         assert_eq!(peer.received, b"partial");
     });
 }
@@ -691,7 +693,7 @@ fn keep_alives_are_sent_only_when_configured_and_end_a_connection_only_when_unan
 #[test]
 fn with_offload_the_checksum_field_holds_the_sum_of_the_pseudo_header() {
     both(|family| {
-        let config = StackConfig { offload: true, ..StackConfig::default() };
+        let config = StackConfig { offload: OffloadLevel::Tcp, ..StackConfig::default() };
         let mut peer = Peer::with(family, config).open();
         peer.write(&text(0, 5_000));
         let now = peer.now;

@@ -12,6 +12,7 @@ use link::Faults;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::{Closing, Report, Scenario, Stall, World};
 use ztun::rng::Rng;
+use ztun::stack::OffloadLevel;
 use ztun::time::Duration;
 use ztun::wire::SeqNumber;
 
@@ -86,7 +87,7 @@ fn scenario(seed: u64) -> Scenario {
         upload,
         download,
         mtu: dice.pick(&[1_280, 1_500, 9_000]),
-        offload: dice.one_in(2),
+        offload: dice.pick(&OffloadLevel::ALL),
         timestamps: dice.one_in(2),
         nagle: dice.one_in(2),
         app_buffer: dice.pick(&[600, 4_096, 65_535, 300_000]),

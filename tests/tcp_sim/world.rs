@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::net::IpAddr;
 use ztun::flow::FlowId;
-use ztun::stack::{Closed, Ingress, Packet, Stack, StackConfig, StackEvent, TcpConfig};
+use ztun::stack::{Closed, Ingress, OffloadLevel, Packet, Stack, StackConfig, StackEvent, TcpConfig};
 use ztun::time::{Duration, Instant};
 use ztun::wire::SeqNumber;
 
@@ -43,7 +43,7 @@ pub struct Scenario {
     pub upload: usize,
     pub download: usize,
     pub mtu: u16,
-    pub offload: bool,
+    pub offload: OffloadLevel,
     pub timestamps: bool,
     pub nagle: bool,
     pub app_buffer: usize,
@@ -376,13 +376,15 @@ impl World {
         for packet in &mut packets {
             self.shift.upload(packet, self.scenario.app_isn);
         }
-        let arrivals = if self.scenario.offload {
+        let arrivals = if self.scenario.offload.segments() {
             link::coalesce(packets)
         } else {
             packets.into_iter().map(|octets| Arrival { octets, vouched: false }).collect()
         };
         for arrival in arrivals {
-            let packet = Packet { octets: &arrival.octets, verify_checksum: !arrival.vouched };
+            // The size of the segments is a hint: any value will do.
+            let segment_size = (arrival.octets.len() * 31) as u16;
+            let packet = Packet { octets: &arrival.octets, verify_checksum: !arrival.vouched, segment_size };
             match self.stack.handle_packet(packet, self.now) {
                 Ok(Ingress::Stream { flow, payload }) => {
                     let service =

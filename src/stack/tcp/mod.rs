@@ -289,9 +289,11 @@ impl TcpLayer {
     pub(crate) fn poll_transmit(&mut self, stats: &mut Stats, now: Instant) -> Option<Transmit<'_>> {
         let (flow, segment) = loop {
             let flow = self.ready.pop_front()?;
-            let limit = if self.config.offload { self.config.max_segment as u32 } else { u32::MAX };
             let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { continue };
-            let limit = if self.config.offload { limit } else { tcb.mss };
+            let limit = match self.config.offload.segments() {
+                true => self.config.max_segment as u32,
+                false => tcb.mss,
+            };
             match tcb.next_segment(limit, stats, now) {
                 Some(segment) => {
                     self.ready.push_back(flow);
@@ -342,7 +344,7 @@ impl TcpLayer {
         let length = tcp_len as u32 + segment.len;
         let pseudo = Checksum::pseudo_header(key.remote.addr, key.local.addr, protocol::TCP, length);
         let at = ip_len + 16;
-        let (checksum, offload) = if self.config.offload {
+        let (checksum, offload) = if self.config.offload.sums() {
             let segment_size = if segment.len > tcb.mss { tcb.mss as u16 } else { 0 };
             (
                 pseudo.partial(),

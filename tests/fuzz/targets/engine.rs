@@ -1,7 +1,7 @@
 //! The engine between any apps and any sockets: no panic, no socket that is forgotten or named after its end, tables within their
 //! limits, and one connection on the direct way out that nothing disturbs.
 
-use super::packets::{Apps, write_checksum};
+use super::packets::{Apps, offloaded, write_checksum};
 use super::source::Source;
 use super::stack::{self, checked};
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use ztun::config::{Accept, Cidr, Credentials, DnsMode, EngineConfig, Proxy};
 use ztun::engine::{Command, Engine, Output, SocketError, SocketId};
 use ztun::outbound::rule::{Route, Rule};
-use ztun::stack::Packet;
+use ztun::stack::{OffloadLevel, Packet};
 use ztun::time::{Duration, Instant};
 use ztun::wire::SeqNumber;
 use ztun::wire::ip::{IpHeader, IpPacket, protocol};
@@ -56,7 +56,7 @@ impl Harness {
         let rule =
             Rule { dst: Some(Cidr::host(addr(GOOD_TARGET))), ports: None, proto: None, route: Route::Direct };
         let config = EngineConfig {
-            stack: stack::config(kind & 2 != 0),
+            stack: stack::config(if kind & 2 != 0 { OffloadLevel::Full } else { OffloadLevel::Off }),
             proxies: vec![proxy("192.0.2.10:1080"), proxy("[2001:db8:1::1]:1080")],
             rules: vec![rule],
             accept: if kind & 4 != 0 { Accept::Early } else { Accept::Late },
@@ -87,8 +87,8 @@ impl Harness {
             0..=119 => {
                 let octets = self.apps.packet(source);
                 let ours = ztun::wire::ip::ends(&octets).is_some_and(|(src, _)| src == addr(GOOD_APP));
-                if !ours {
-                    self.packet(&octets, source.u8());
+                if let Some(packet) = offloaded(&octets, source).filter(|_| !ours) {
+                    self.packet(packet, source.u8());
                 }
             }
             120..=139 => self.open(source),
@@ -101,10 +101,10 @@ impl Harness {
         assert_eq!(self.engine.sockets(), self.sockets.len(), "sockets of both agree");
     }
 
-    fn packet(&mut self, octets: &[u8], taste: u8) {
-        match self.engine.handle_packet(Packet::new(octets), self.now) {
+    fn packet(&mut self, packet: Packet<'_>, taste: u8) {
+        match self.engine.handle_packet(packet, self.now) {
             Output::None => {}
-            Output::Reassembled(octets) => self.packet(&octets, taste),
+            Output::Reassembled(octets) => self.packet(Packet::new(&octets), taste),
             Output::Stream { socket, flow, payload } => {
                 assert!(self.sockets.contains_key(&socket.to_bits()), "octets for a socket that is open");
                 let taken = if Some(socket) == self.good {
@@ -125,7 +125,7 @@ impl Harness {
     fn open(&mut self, source: &mut Source<'_>) {
         let (index, syn) = self.apps.syn(source);
         let taste = source.u8();
-        self.packet(&syn, taste);
+        self.packet(Packet::new(&syn), taste);
         self.settle();
         if let Some((socket, false)) = self.sockets.values().next_back().copied() {
             self.engine.handle_connected(socket, self.now);
@@ -137,7 +137,7 @@ impl Harness {
             }
         }
         let ack = self.apps.ack(index);
-        self.packet(&ack, taste);
+        self.packet(Packet::new(&ack), taste);
     }
 
     /// Something happens to a socket.
@@ -160,7 +160,7 @@ impl Harness {
             let mut packets = Vec::new();
             if let Some(mut datagram) = self.engine.handle_datagram(socket, from, &octets, now) {
                 while let Some(packet) = datagram.next_packet() {
-                    packets.push(checked(&packet, false));
+                    packets.push(checked(&packet, OffloadLevel::Full));
                 }
             }
             if kind > 240 {
@@ -259,7 +259,7 @@ impl Harness {
             }
             let mut packets = Vec::new();
             while let Some(transmit) = self.engine.poll_transmit(self.now) {
-                packets.push(checked(&transmit, true));
+                packets.push(checked(&transmit, OffloadLevel::Full));
                 assert!(packets.len() < 20_000, "the engine comes to rest");
             }
             if packets.is_empty() && moved == 0 {
@@ -348,7 +348,7 @@ impl Harness {
         octets.extend_from_slice(data);
         write_checksum(&mut octets);
         self.snd_nxt += segment.len() + data.len() as u32;
-        self.packet(&octets, 255);
+        self.packet(Packet::new(&octets), 255);
         self.settle();
     }
 

@@ -2,6 +2,8 @@
 
 use super::source::Source;
 use std::net::IpAddr;
+use ztun::stack::Packet;
+use ztun::tun::vnet;
 use ztun::wire::checksum::Checksum;
 use ztun::wire::icmp::{IcmpMessage, Unreachable};
 use ztun::wire::ip::{Fragment, IpHeader, IpPacket, protocol};
@@ -307,6 +309,35 @@ fn extensions(app: &App, source: &mut Source<'_>) -> Vec<u8> {
     let mut octets = whole(&header(app, protocol::UDP, None), &front);
     octets[6] = kinds.first().copied().unwrap_or(protocol::UDP);
     octets
+}
+
+/// What a device that offloads gives for a packet: mostly what is true of it, else whatever its header says, as far as the device believes it.
+pub fn offloaded<'p>(octets: &'p [u8], source: &mut Source<'_>) -> Option<Packet<'p>> {
+    let kind = source.u8();
+    if kind < 224 {
+        return Some(Packet::new(octets));
+    }
+    if kind < 228 {
+        return Some(Packet { verify_checksum: false, segment_size: source.u16(), ..Packet::new(octets) });
+    }
+    let mut header = [0; vnet::HEADER];
+    header[0] = source.u8() % 4;
+    header[1] = source.pick(&[0, 1, 4, 5, 1, 4, 5, 3, 0x81, 0x85, 0xff]);
+    let fields = [
+        source.u16(),
+        source.pick(&[0, 1, 7, 100, 536, 1_448, 9_000, u16::MAX]),
+        source.pick(&[20, 40, 20, 40, 20, 40, 0, 21, 48, 60, u16::MAX]),
+        source.pick(&[16, 6, 16, 6, 0, 17, u16::MAX]),
+    ];
+    for (field, value) in header[2..].chunks_exact_mut(2).zip(fields) {
+        field.copy_from_slice(&value.to_ne_bytes());
+    }
+    match vnet::parse(&header, octets) {
+        Ok(vnet::Meta { verify_checksum, segment_size }) => {
+            Some(Packet { octets, verify_checksum, segment_size })
+        }
+        Err(_) => None,
+    }
 }
 
 /// Damage, most of the time none.

@@ -1,11 +1,14 @@
 //! The stack under any packets, any calls and any time: no panic, tables within their limits, every drop counted, everything it sends
 //! valid, and one good connection that nothing disturbs.
 
-use super::packets::{Apps, write_checksum};
+use super::packets::{Apps, offloaded, write_checksum};
 use super::source::Source;
 use std::net::IpAddr;
 use ztun::flow::FlowId;
-use ztun::stack::{Ingress, Offload, Packet, Refusal, Stack, StackConfig, StackEvent, TcpConfig, Transmit};
+use ztun::stack::{
+    Ingress, Offload, OffloadLevel, Packet, Refusal, Stack, StackConfig, StackEvent, TcpConfig, Transmit,
+    datagrams,
+};
 use ztun::time::{Duration, Instant};
 use ztun::wire::icmp::{IcmpMessage, Unreachable};
 use ztun::wire::ip::{IpHeader, IpPacket, protocol};
@@ -18,7 +21,7 @@ const MAX_FLOWS: usize = 12;
 
 pub fn run(data: &[u8]) {
     let mut source = Source::new(data);
-    let mut harness = Harness::new(source.u8() % 2 == 1);
+    let mut harness = Harness::new(OffloadLevel::ALL[usize::from(source.u8() % 4)]);
     while !source.is_empty() {
         harness.step(&mut source);
     }
@@ -26,7 +29,7 @@ pub fn run(data: &[u8]) {
 }
 
 /// Small limits, so that they are met.
-pub fn config(offload: bool) -> StackConfig {
+pub fn config(offload: OffloadLevel) -> StackConfig {
     StackConfig {
         mtu: MTU,
         offload,
@@ -66,7 +69,7 @@ struct Good {
 pub struct Harness {
     stack: Stack,
     now: Instant,
-    offload: bool,
+    offload: OffloadLevel,
     apps: Apps,
     flows: Vec<FlowId>,
     good: Good,
@@ -74,7 +77,7 @@ pub struct Harness {
 }
 
 impl Harness {
-    pub fn new(offload: bool) -> Harness {
+    pub fn new(offload: OffloadLevel) -> Harness {
         let mut harness = Harness {
             stack: Stack::new(config(offload), [4; 16]),
             now: Instant::from_millis(1_000),
@@ -120,29 +123,29 @@ impl Harness {
 
     fn packet(&mut self, source: &mut Source<'_>) {
         let octets = self.apps.packet(source);
-        let verify_checksum = source.u8() < 240;
         if ip::ends(&octets).is_some_and(|(src, _)| src == good_app()) {
             return;
         }
-        self.give(&octets, verify_checksum, source.u8());
+        if let Some(packet) = offloaded(&octets, source) {
+            self.give(packet, source.u8());
+        }
     }
 
     /// A connection as it is opened every day.
     fn open(&mut self, source: &mut Source<'_>) {
         let (index, syn) = self.apps.syn(source);
-        self.give(&syn, true, 0);
+        self.give(Packet::new(&syn), 0);
         self.settle();
         if let Some(mut tcp) = self.flows.last().and_then(|flow| self.stack.tcp(*flow)) {
             tcp.accept(self.now);
         }
         self.settle();
         let ack = self.apps.ack(index);
-        self.give(&ack, true, 0);
+        self.give(Packet::new(&ack), 0);
     }
 
-    fn give(&mut self, octets: &[u8], verify_checksum: bool, taste: u8) {
+    fn give(&mut self, packet: Packet<'_>, taste: u8) {
         let before = self.stack.stats().clone();
-        let packet = Packet { octets, verify_checksum };
         let again = match self.stack.handle_packet(packet, self.now) {
             Ok(Ingress::Stream { flow, payload }) => {
                 let taken = if Some(flow) == self.good.flow {
@@ -154,7 +157,10 @@ impl Harness {
                 self.stack.tcp(flow).expect("a flow that offers is alive").keep(payload, taken, self.now);
                 None
             }
-            Ok(Ingress::Datagram { local, remote, payload }) => {
+            Ok(Ingress::Datagram { local, remote, payload, segment_size }) => {
+                let pieces = datagrams(payload, segment_size);
+                assert!(segment_size == 0 || pieces.len() > 1);
+                assert_eq!(pieces.map(<[u8]>::len).sum::<usize>(), payload.len());
                 if taste > 128 {
                     let why = [Unreachable::Port, Unreachable::Prohibited, Unreachable::Host]
                         [usize::from(taste) % 3];
@@ -173,7 +179,7 @@ impl Harness {
         assert_eq!(self.stack.stats().packets_in, before.packets_in + 1);
         if let Some(octets) = again {
             assert!(IpPacket::parse(&octets).is_ok_and(|packet| packet.fragment.is_none()));
-            self.give(&octets, true, taste);
+            self.give(Packet::new(&octets), taste);
         }
     }
 
@@ -342,7 +348,7 @@ impl Harness {
         self.settle();
         self.syn_of_good = true;
         let syn = self.good_segment(TcpFlags::SYN, &[]);
-        self.give(&syn, true, 0);
+        self.give(Packet::new(&syn), 0);
         self.settle();
         self.syn_of_good = false;
         self.good.snd_nxt += 1;
@@ -350,7 +356,7 @@ impl Harness {
         self.stack.tcp(flow).expect("waiting").accept(self.now);
         self.settle();
         let ack = self.good_segment(TcpFlags::ACK, &[]);
-        self.give(&ack, true, 0);
+        self.give(Packet::new(&ack), 0);
         self.settle();
         assert!(self.stack.tcp(flow).expect("alive").is_established());
     }
@@ -361,7 +367,7 @@ impl Harness {
         let upload = self.good_segment(TcpFlags::ACK, text);
         self.good.snd_nxt += text.len() as u32;
         self.good.received.clear();
-        self.give(&upload, true, 0);
+        self.give(Packet::new(&upload), 0);
         assert_eq!(self.good.received, text);
         self.settle();
         let flow = self.good.flow.expect("connected");
@@ -376,7 +382,7 @@ impl Harness {
         self.settle();
         assert_eq!(self.good.rcv_nxt, before + len as u32, "the octets came at once");
         let ack = self.good_segment(TcpFlags::ACK, &[]);
-        self.give(&ack, true, 0);
+        self.give(Packet::new(&ack), 0);
         self.settle();
         assert_eq!(self.stack.tcp(flow).expect("alive").send_queue(), 0);
     }
@@ -387,7 +393,7 @@ fn good(port: u16) -> Good {
 }
 
 /// A packet of the stack, after everything that can be said of any.
-pub fn checked(transmit: &Transmit<'_>, offload: bool) -> Vec<u8> {
+pub fn checked(transmit: &Transmit<'_>, offload: OffloadLevel) -> Vec<u8> {
     let octets = [transmit.header, transmit.payload[0], transmit.payload[1]].concat();
     assert_eq!(octets.len(), transmit.len());
     let packet = IpPacket::parse(&octets).expect("a valid packet");
@@ -396,7 +402,8 @@ pub fn checked(transmit: &Transmit<'_>, offload: bool) -> Vec<u8> {
     match transmit.offload {
         None => assert!(octets.len() <= usize::from(MTU), "beyond the MTU: {}", octets.len()),
         Some(Offload { checksum_start, checksum_offset, segment_size }) => {
-            assert!(offload, "offload was not asked for");
+            assert!(offload.sums(), "offload was not asked for");
+            assert!(segment_size == 0 || offload.segments(), "super-segments were not asked for");
             assert_eq!((usize::from(checksum_start), checksum_offset), (packet.header.len(), 16));
             assert!(segment_size > 0 || octets.len() <= usize::from(MTU));
         }
