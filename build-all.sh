@@ -8,6 +8,8 @@ readonly PROGRAMS=(
     microsocks:microsocks danted:dante-server curl:curl iperf3:iperf3 dig:dnsutils dnsperf:dnsperf ip:iproute2 nft:nftables
     ping:iputils-ping ps:procps nc:netcat-openbsd setpriv:util-linux python3:python3 prlimit:util-linux valgrind:valgrind
 )
+# What `bench` needs besides: hev-socks5-tunnel is built from C.
+readonly BENCH_PROGRAMS=(pasta:passt make:make cc:gcc)
 readonly CARGO_DENY=0.20
 
 usage() {
@@ -17,23 +19,25 @@ usage: ./build-all.sh COMMAND
   check   format, lints, documentation, licences, the core without an OS, instructions within their budgets (deps first)
   test    deps, then every test; those that need network namespaces run as root (through sudo for others), or not at all with ZTUN_SKIP_NETNS=1
   soak    churn for a day, or for SECONDS: descriptors, memory and tables stay flat (root)
-  bench   micro-benches, then ztun beside tun2proxy and a plain relay (root)
+  bench   micro-benches, then ztun beside hev-socks5-tunnel, tun2proxy, pasta and a plain relay (root; 25 minutes; the options of benches/relay, as --rounds 1)
   demo    see it work
 TEXT
 }
 
 say() { printf '== %s\n' "$*"; }
 
+# The packages of those programs, each PROGRAM:PACKAGE, that are not here.
 missing_packages() {
     local entry
-    for entry in "${PROGRAMS[@]}"; do
+    for entry in "$@"; do
         PATH="$PATH:/usr/sbin:/sbin" command -v "${entry%%:*}" >/dev/null || printf '%s\n' "${entry##*:}"
     done | sort -u
 }
 
+# Installs PROGRAMS, and those that are named.
 deps() {
     local packages as_root=()
-    mapfile -t packages < <(missing_packages)
+    mapfile -t packages < <(missing_packages "${PROGRAMS[@]}" "$@")
     if [ ${#packages[@]} -eq 0 ]; then
         return
     fi
@@ -46,7 +50,7 @@ deps() {
     # The servers among them must not be started: the tests start their own.
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
         apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
-    mapfile -t packages < <(missing_packages)
+    mapfile -t packages < <(missing_packages "${PROGRAMS[@]}" "$@")
     if [ ${#packages[@]} -ne 0 ]; then
         say "still missing after the installation: ${packages[*]}"
         return 1
@@ -94,11 +98,14 @@ tests() {
 }
 
 bench() {
-    deps
+    deps "${BENCH_PROGRAMS[@]}"
     export PATH="$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin"
+    # One that cannot be had is left out of the tables, with a word.
+    cargo build --quiet --release --locked --manifest-path benches/hev/Cargo.toml --target-dir "${CARGO_TARGET_DIR:-target}/hev" ||
+        say "hev-socks5-tunnel cannot be built"
+    command -v tun2proxy-bin >/dev/null || cargo install --quiet --locked tun2proxy || say "tun2proxy cannot be installed"
     cargo build --release --locked
     cargo bench --locked --bench micro
-    command -v tun2proxy-bin >/dev/null || cargo install --quiet --locked tun2proxy
     cargo bench --locked --bench relay -- "$@"
 }
 

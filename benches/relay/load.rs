@@ -1,9 +1,10 @@
 //! The app: connections of one kind, for a time, and what came of them as `key=value` words on standard output.
 
-use crate::connections;
+use crate::batch::{self, Batch};
 use crate::socks::{Datagrams, PATIENCE, Way, connect};
 use crate::target::{CHUNK, ECHO, LAST, SINK, SOURCE, UDP_ECHO};
 use crate::{Res, parsed};
+use crate::{connections, crowd, names};
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::sync::Barrier;
@@ -45,6 +46,8 @@ pub(crate) fn run(args: &[String]) -> Res<()> {
         Some("latency") => latency(&load, parsed(args, "--bulk")?)?,
         Some("connections") => connections::run(&load)?,
         Some("idle") => idle(&load)?,
+        Some("crowd") => crowd::run(&load)?,
+        Some("names") => names::run(&load)?,
         Some("udp") => udp(&load, parsed(args, "--rate")?.ok_or("--rate is missing")?)?,
         _ => return Err(format!("no such load: {:?}", args.first()).into()),
     }
@@ -193,6 +196,14 @@ fn ping(load: &Load, bulk: bool) -> Res<Vec<f64>> {
 
 /// Opens `count` connections, says so, and holds them until standard input ends.
 fn idle(load: &Load) -> Res<()> {
+    let (connections, failed) = open_many(load);
+    println!("open={} failed={failed}", connections.len());
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
+}
+
+/// `count` connections that have carried one octet, and how many failed.
+pub(crate) fn open_many(load: &Load) -> (Vec<TcpStream>, u64) {
     const OPENERS: usize = 16;
     /// Those that are not open by then are taken for failed.
     const ENOUGH: Duration = Duration::from_secs(60);
@@ -218,47 +229,44 @@ fn idle(load: &Load) -> Res<()> {
         }
         open
     };
-    let connections: Vec<TcpStream> = thread::scope(|scope| {
+    let connections = thread::scope(|scope| {
         let handles: Vec<_> = (0..OPENERS)
             .map(|part| load.count * (part + 1) / OPENERS - load.count * part / OPENERS)
             .map(|share| scope.spawn(move || open(share)))
             .collect();
         handles.into_iter().filter_map(|handle| handle.join().ok()).flatten().collect()
     });
-    println!("open={} failed={}", connections.len(), failed.load(Ordering::Relaxed));
-    io::copy(&mut io::stdin(), &mut io::sink())?;
-    Ok(())
+    (connections, failed.into_inner())
 }
 
 /// Datagrams of 64 octets at `rate` a second to an echo: how many come back.
 fn udp(load: &Load, rate: f64) -> Res<()> {
-    const DATA: usize = 64;
+    /// The last ones are waited for as long as this, after the last that came.
+    const QUIET: Duration = Duration::from_millis(50);
     let out = Datagrams::open(load.way, load.target(UDP_ECHO))?;
-    let back = out.try_clone()?;
-    back.set_read_timeout(Duration::from_millis(50))?;
-    let mut message = vec![7; out.room() + DATA];
+    let socket = out.socket();
+    socket.set_read_timeout(Some(QUIET))?;
+    let mut batch = Batch::of(&[out.header(), &[7; 64]].concat());
+    let mut answers = Batch::new();
     // The mapping is made before the clock starts.
     let deadline = Instant::now() + PATIENCE;
-    let mut answer = [0; 2048];
     loop {
-        out.send(&mut message)?;
-        if back.recv(&mut answer).is_ok() {
+        batch.send(socket, 1, false);
+        if answers.recv(socket).is_ok() {
             break;
         }
         if Instant::now() > deadline {
-            return Err("no datagram comes back".into());
+            return Err(format!("no datagram comes back in {} s", PATIENCE.as_secs()).into());
         }
     }
-    while back.recv(&mut answer).is_ok() {}
+    while answers.recv(socket).is_ok() {}
     let done = AtomicBool::new(false);
     let (sent, received) = thread::scope(|scope| {
         let receiver = scope.spawn(|| {
-            let mut answer = [0; 2048];
-            let mut received = 0u64;
+            let mut received = 0;
             loop {
-                match back.recv(&mut answer) {
-                    Ok(_) => received += 1,
-                    // The last ones are waited for as long as the socket's time-out, after the last that came.
+                match answers.recv(socket) {
+                    Ok(slots) => received += slots.len() as u64,
                     Err(_) if done.load(Ordering::Relaxed) => return received,
                     Err(_) => {}
                 }
@@ -269,9 +277,9 @@ fn udp(load: &Load, rate: f64) -> Res<()> {
         while start.elapsed() < load.time {
             let due = (start.elapsed().as_secs_f64() * rate) as u64;
             while sent < due {
-                // A full queue of the kernel is loss like any other.
-                out.send(&mut message).ok();
-                sent += 1;
+                let count = batch::MOST.min((due - sent) as usize);
+                batch.send(socket, count, false);
+                sent += count as u64;
             }
             thread::sleep(Duration::from_micros(200));
         }

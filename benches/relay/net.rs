@@ -24,7 +24,10 @@ pub(crate) struct Net {
 /// One contestant's namespace.
 #[derive(Clone, Debug)]
 pub(crate) struct Site {
+    /// Its namespace.
     pub(crate) name: String,
+    /// Where its app is: the same, or a namespace of its own.
+    pub(crate) app: String,
     /// The servers' end of the pair.
     pub(crate) server: Ipv4Addr,
 }
@@ -43,8 +46,8 @@ impl Net {
         &self.names[0]
     }
 
-    /// A namespace for the contestant `name`, joined to the servers'.
-    pub(crate) fn site(&mut self, name: &str) -> Res<Site> {
+    /// A namespace for the contestant `name`, joined to the servers'; with `inner` another one for its app, which is joined to none.
+    pub(crate) fn site(&mut self, name: &str, inner: bool) -> Res<Site> {
         let number = u8::try_from(self.names.len())?;
         let (near, server) = (Ipv4Addr::new(10, 99, number, 2), Ipv4Addr::new(10, 99, number, 1));
         let site = self.namespace(name)?;
@@ -68,7 +71,8 @@ impl Net {
             ip(&["-n", namespace, "link", "set", device, "up"])?;
         }
         ip(&["-n", &site, "route", "add", "default", "via", &server.to_string()])?;
-        Ok(Site { name: site, server })
+        let app = if inner { self.namespace(&format!("{name}-app"))? } else { site.clone() };
+        Ok(Site { name: site, app, server })
     }
 
     fn namespace(&mut self, name: &str) -> Res<String> {

@@ -1,13 +1,12 @@
-//! Contestants and servers: how each is started, and what it uses of the machine.
+//! Contestants and SOCKS5 servers: who they are, and how each is started.
 
 use crate::net::{DEVICE, Site, TARGET, ip, run, within};
+use crate::process::Running;
 use crate::{Res, target};
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,57 +15,136 @@ use std::time::{Duration, Instant};
 pub(crate) enum Program {
     /// ztun to the SOCKS5 server.
     Ztun,
+    /// hev-socks5-tunnel to the same.
+    Hev,
     /// tun2proxy to the same.
     Tun2proxy,
     /// The app itself speaks SOCKS5 to it.
     None,
+    /// The three tunnels with a device of MTU 8500.
+    ZtunJumbo,
+    HevJumbo,
+    Tun2proxyJumbo,
     /// ztun with `any -> direct`.
     Direct,
     /// The plain relay in its place.
     Relay,
+    /// pasta in its place.
+    Pasta,
+}
+
+/// The program behind a contestant.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Ztun,
+    Hev,
+    Tun2proxy,
+    None,
+    Relay,
+    Pasta,
 }
 
 impl Program {
-    pub(crate) const ALL: [Program; 5] =
-        [Program::Ztun, Program::Tun2proxy, Program::None, Program::Direct, Program::Relay];
+    pub(crate) const ALL: [Program; 10] = [
+        Program::Ztun,
+        Program::Hev,
+        Program::Tun2proxy,
+        Program::None,
+        Program::ZtunJumbo,
+        Program::HevJumbo,
+        Program::Tun2proxyJumbo,
+        Program::Direct,
+        Program::Relay,
+        Program::Pasta,
+    ];
 
+    /// What the options and messages call it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Program::Ztun => "ztun",
+            Program::Hev => "hev",
             Program::Tun2proxy => "tun2proxy",
             Program::None => "none",
+            Program::ZtunJumbo => "ztun-8500",
+            Program::HevJumbo => "hev-8500",
+            Program::Tun2proxyJumbo => "tun2proxy-8500",
             Program::Direct => "direct",
             Program::Relay => "relay",
+            Program::Pasta => "pasta",
         }
     }
 
-    /// Whether there is a tunnel and a SOCKS5 server behind it.
-    pub(crate) fn is_tunnel(self) -> bool {
-        matches!(self, Program::Ztun | Program::Tun2proxy)
+    /// What the tables call it.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Program::None => "no tunnel",
+            Program::Direct => "ztun direct",
+            Program::Relay => "plain relay",
+            Program::Ztun
+            | Program::Hev
+            | Program::Tun2proxy
+            | Program::ZtunJumbo
+            | Program::HevJumbo
+            | Program::Tun2proxyJumbo
+            | Program::Pasta => self.name(),
+        }
     }
 
-    /// Whether the app's connections go to where they are meant to without the app knowing of a proxy.
-    pub(crate) fn is_direct(self) -> bool {
-        matches!(self, Program::Direct | Program::Relay)
+    fn kind(self) -> Kind {
+        match self {
+            Program::Ztun | Program::ZtunJumbo | Program::Direct => Kind::Ztun,
+            Program::Hev | Program::HevJumbo => Kind::Hev,
+            Program::Tun2proxy | Program::Tun2proxyJumbo => Kind::Tun2proxy,
+            Program::None => Kind::None,
+            Program::Relay => Kind::Relay,
+            Program::Pasta => Kind::Pasta,
+        }
+    }
+
+    fn mtu(self) -> u16 {
+        match self {
+            Program::ZtunJumbo | Program::HevJumbo | Program::Tun2proxyJumbo => 8500,
+            Program::Ztun
+            | Program::Hev
+            | Program::Tun2proxy
+            | Program::None
+            | Program::Direct
+            | Program::Relay
+            | Program::Pasta => 1500,
+        }
+    }
+
+    /// Whether it is measured in a group of rows.
+    pub(crate) fn takes_part(self, group: &str) -> bool {
+        match self {
+            Program::Ztun | Program::Hev | Program::Tun2proxy => true,
+            Program::None => group != "idle",
+            Program::ZtunJumbo | Program::HevJumbo | Program::Tun2proxyJumbo => group == "bulk",
+            Program::Direct | Program::Relay | Program::Pasta => {
+                ["bulk", "latency", "connections"].contains(&group)
+            }
+        }
+    }
+
+    /// Whether its app runs in a namespace of its own, which the program joins to that of [`Site::name`].
+    pub(crate) fn has_inner_namespace(self) -> bool {
+        self == Program::Pasta
     }
 
     /// Where the app finds the targets.
     pub(crate) fn target(self) -> Ipv4Addr {
-        match self {
-            Program::Relay => Ipv4Addr::LOCALHOST,
-            Program::Ztun | Program::Tun2proxy | Program::None | Program::Direct => TARGET,
-        }
+        if self == Program::Relay { Ipv4Addr::LOCALHOST } else { TARGET }
     }
 }
 
-/// The SOCKS5 server that all go through.
+/// The SOCKS5 server that all streams go through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Server {
     /// `ztun proxy`.
     Embedded,
     /// Dante.
     Danted,
-    /// microsocks: TCP only, copies 1 KB at a time.
+    /// microsocks: copies 1 KB at a time.
     Microsocks,
 }
 
@@ -81,73 +159,6 @@ impl Server {
             Server::Microsocks => "microsocks",
         }
     }
-
-    pub(crate) fn carries_datagrams(self) -> bool {
-        self != Server::Microsocks
-    }
-}
-
-/// A process that ends with this value.
-#[derive(Debug)]
-pub(crate) struct Running {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Running {
-    fn start(command: &mut Command, dir: &Path, name: &str) -> Res<Running> {
-        let log = dir.join(format!("{name}.log"));
-        command.stderr(File::create(&log)?);
-        Ok(Running { child: command.spawn()?, log })
-    }
-
-    /// Waits for the line `ready` on its standard output.
-    fn started(mut self) -> Res<Running> {
-        let output = self.child.stdout.take().ok_or("standard output is not piped")?;
-        let mut line = String::new();
-        BufReader::new(output).read_line(&mut line)?;
-        if line.trim() == "ready" { Ok(self) } else { Err(self.log_tail().into()) }
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Whether it has not ended.
-    pub(crate) fn is_alive(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
-    }
-
-    fn has_said(&self, word: &str) -> bool {
-        fs::read_to_string(&self.log).is_ok_and(|text| text.contains(word))
-    }
-
-    /// The end of what it wrote to standard error.
-    pub(crate) fn log_tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        format!("{}: {}", self.log.display(), lines[lines.len().saturating_sub(5)..].join(" | "))
-    }
-}
-
-impl Drop for Running {
-    /// Asks first, so that it cleans up and takes its children along.
-    fn drop(&mut self) {
-        let pid = libc::pid_t::try_from(self.child.id()).unwrap_or(0);
-        if pid > 0 {
-            // SAFETY: a signal to a child that has not been waited for, so its id is still its own.
-            unsafe { libc::kill(pid, libc::SIGTERM) };
-        }
-        let asked = Instant::now();
-        while asked.elapsed() < Duration::from_secs(5) {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
 }
 
 /// Paths that all starts need.
@@ -156,12 +167,60 @@ pub(crate) struct Files {
     /// For logs and configuration files.
     pub(crate) dir: tempfile::TempDir,
     pub(crate) ztun: PathBuf,
-    pub(crate) tun2proxy: PathBuf,
+    hev: Option<PathBuf>,
+    tun2proxy: Option<PathBuf>,
+    pasta: Option<PathBuf>,
     /// This program.
-    pub(crate) own: PathBuf,
+    own: PathBuf,
+    /// The limit on open files.
+    limit: u64,
 }
 
 impl Files {
+    pub(crate) fn find(ztun: PathBuf, limit: u64) -> Res<Files> {
+        let own = std::env::current_exe()?;
+        // TARGET/release/deps/relay-1234: `./build-all.sh bench` builds hev beside it.
+        let hev = own.ancestors().nth(3).map(|target| target.join("hev/release/hev"));
+        Ok(Files {
+            dir: tempfile::tempdir()?,
+            ztun,
+            hev: hev.filter(|path| path.exists()),
+            tun2proxy: on_path("tun2proxy-bin"),
+            pasta: on_path("pasta"),
+            own,
+            limit,
+        })
+    }
+
+    /// Why a contestant cannot be measured here.
+    pub(crate) fn missing(&self, program: Program) -> Option<&'static str> {
+        match program.kind() {
+            Kind::Hev if self.hev.is_none() => {
+                Some("hev-socks5-tunnel is not built: ./build-all.sh bench does it")
+            }
+            Kind::Tun2proxy if self.tun2proxy.is_none() => {
+                Some("no tun2proxy-bin: cargo install tun2proxy --locked")
+            }
+            Kind::Pasta if self.pasta.is_none() => Some("no pasta: Debian's package passt"),
+            Kind::Ztun | Kind::Hev | Kind::Tun2proxy | Kind::None | Kind::Relay | Kind::Pasta => None,
+        }
+    }
+
+    /// Versions of all that are there, in one line.
+    pub(crate) fn versions(&self) -> String {
+        let said = |path: &Path| crate::report::said(Command::new(path).arg("--version"));
+        let mut versions = vec![said(&self.ztun)];
+        // The crate that it is built from carries it.
+        versions.extend(self.hev.as_ref().map(|_| "hev-socks5-tunnel 2.19.3".into()));
+        // Without its time of compilation.
+        let name = |path: &PathBuf| said(path).split(" (").next().unwrap_or_default().to_owned();
+        versions.extend(self.tun2proxy.as_ref().map(name));
+        let package = || crate::report::said(Command::new("dpkg-query").args(["-Wf", "${Version}", "passt"]));
+        versions.extend(self.pasta.as_ref().map(|_| format!("pasta {}", package())));
+        versions.join(", ")
+    }
+
+    /// This program in another role.
     pub(crate) fn own(&self, namespace: &str, args: &[&str]) -> Command {
         let mut command = within(namespace, &self.own.to_string_lossy());
         command.args(args).stdout(Stdio::piped());
@@ -205,58 +264,91 @@ impl Files {
 
     /// Starts a contestant that leads to the SOCKS5 server at `port`; there is no process where the app goes to the server itself.
     pub(crate) fn start(&self, program: Program, site: &Site, port: u16) -> Res<Option<Running>> {
-        let proxy = format!("socks5://{}", SocketAddrV4::new(site.server, port));
-        let mut command = match program {
-            Program::None => return Ok(None),
-            Program::Ztun | Program::Direct => {
-                let mut command = within(&site.name, &self.ztun.to_string_lossy());
-                command.args(["--tun", DEVICE, "--socks5", &proxy]);
-                command.env("ZTUN_RUN_DIR", self.dir.path().join(program.name()));
-                if program == Program::Direct {
-                    command.args(["--rule", "any -> direct"]);
-                }
+        let proxy = SocketAddrV4::new(site.server, port);
+        let path = |path: &Option<PathBuf>| {
+            path.as_ref().map_or_else(String::new, |path| path.display().to_string())
+        };
+        let mut command = match program.kind() {
+            Kind::None => return Ok(None),
+            Kind::Ztun => self.ztun(program, site, proxy),
+            Kind::Hev => {
+                let mut command = within(&site.name, &path(&self.hev));
+                command.arg(self.configure_hev(program, proxy)?);
                 command
             }
-            Program::Tun2proxy => {
-                let mut command = within(&site.name, &self.tun2proxy.to_string_lossy());
+            Kind::Tun2proxy => {
+                let mut command = within(&site.name, &path(&self.tun2proxy));
+                command.args(["--tun", DEVICE, "--proxy", &format!("socks5://{proxy}")]);
+                command.args(["--max-sessions", "65000", "-v", "error", "--mtu", &program.mtu().to_string()]);
                 // Without an MSS its uploads come in segments of 536 octets.
-                command.args([
-                    "--tun",
-                    DEVICE,
-                    "--proxy",
-                    &proxy,
-                    "--max-sessions",
-                    "65000",
-                    "--tcp-mss",
-                    "1460",
-                    "-v",
-                    "error",
-                ]);
+                command.args(["--tcp-mss", &(program.mtu() - 40).to_string()]);
                 command
             }
-            Program::Relay => {
+            Kind::Pasta => {
+                let mut command = within(&site.name, &path(&self.pasta));
+                command.args([
+                    "-f",
+                    "-q",
+                    "--config-net",
+                    "-t",
+                    "none",
+                    "-u",
+                    "none",
+                    "-T",
+                    "none",
+                    "-U",
+                    "none",
+                ]);
+                command.args(["-m", &program.mtu().to_string(), "--runas", "0", "--netns-only", "--netns"]);
+                command.arg(Path::new("/run/netns").join(&site.app));
+                command
+            }
+            Kind::Relay => {
                 let target = TARGET.to_string();
                 let mut command = self.own(&site.name, &["role-relay", "--target", &target]);
                 return Ok(Some(Running::start(&mut command, self.dir.path(), program.name())?.started()?));
             }
         };
         let running = Running::start(command.stdout(Stdio::null()), self.dir.path(), program.name())?;
-        if program == Program::Tun2proxy {
-            route_by_hand(&site.name)?;
+        if matches!(program.kind(), Kind::Hev | Kind::Tun2proxy) {
+            route_by_hand(&site.name, program.mtu())?;
         }
         self.wait_until_it_carries(program, site, running).map(Some)
+    }
+
+    fn ztun(&self, program: Program, site: &Site, proxy: SocketAddrV4) -> Command {
+        let mut command = within(&site.name, &self.ztun.to_string_lossy());
+        command.args(["--tun", DEVICE, "--socks5", &format!("socks5://{proxy}")]);
+        command.args(["--mtu", &program.mtu().to_string()]);
+        command.env("ZTUN_RUN_DIR", self.dir.path().join(program.name()));
+        if program == Program::Direct {
+            command.args(["--rule", "any -> direct"]);
+        }
+        command
+    }
+
+    /// Its defaults, but for device, server, MTU and the limit on open files.
+    fn configure_hev(&self, program: Program, proxy: SocketAddrV4) -> Res<PathBuf> {
+        let file = self.dir.path().join(format!("{}.yml", program.name()));
+        let text = format!(
+            "tunnel:\n  name: {DEVICE}\n  mtu: {}\n  ipv4: 198.18.0.1\nsocks5:\n  address: {}\n  port: {}\n  udp: 'udp'\n\
+             misc:\n  log-file: stderr\n  log-level: error\n  limit-nofile: {}\n",
+            program.mtu(),
+            proxy.ip(),
+            proxy.port(),
+            self.limit
+        );
+        fs::write(&file, text)?;
+        Ok(file)
     }
 
     fn wait_until_it_carries(&self, program: Program, site: &Site, mut running: Running) -> Res<Running> {
         let start = Instant::now();
         loop {
             let target = program.target().to_string();
-            let probe = run(&mut self.own(&site.name, &["role-load", "probe", "--target", &target]));
+            let probe = run(&mut self.own(&site.app, &["role-load", "probe", "--target", &target]));
             // The targets can be reached before a device is there: then it is the device that is waited for.
-            let routed = match program {
-                Program::Ztun | Program::Direct => running.has_said("ready"),
-                Program::Tun2proxy | Program::None | Program::Relay => true,
-            };
+            let routed = program.kind() != Kind::Ztun || running.has_said("ready");
             let error = match probe {
                 Ok(_) if routed => return Ok(running),
                 Ok(_) => "it does not say that it is ready".into(),
@@ -289,10 +381,20 @@ impl Files {
     }
 }
 
+/// On the path or where cargo puts programs.
+fn on_path(name: &str) -> Option<PathBuf> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let mut places: Vec<PathBuf> =
+        std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect()).unwrap_or_default();
+    places.extend(home.map(|home| home.join("bin")));
+    places.into_iter().map(|place| place.join(name)).find(|path| path.exists())
+}
+
 /// What ztun does by itself: the device comes up, and the targets are behind it.
-fn route_by_hand(namespace: &str) -> Res<()> {
+fn route_by_hand(namespace: &str, mtu: u16) -> Res<()> {
     let start = Instant::now();
-    while let Err(error) = ip(&["-n", namespace, "link", "set", DEVICE, "up", "mtu", "1500"]) {
+    while let Err(error) = ip(&["-n", namespace, "link", "set", DEVICE, "up", "mtu", &mtu.to_string()]) {
         if start.elapsed() > Duration::from_secs(5) {
             return Err(error);
         }
@@ -302,43 +404,5 @@ fn route_by_hand(namespace: &str) -> Res<()> {
     ip(&["-n", namespace, "route", "replace", &format!("{TARGET}/32"), "dev", DEVICE])
 }
 
-/// The words of `/proc/PID/stat` from the third (the state) on.
-fn stat(pid: u32) -> Option<Vec<String>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, rest) = text.rsplit_once(')')?;
-    Some(rest.split_whitespace().map(str::to_owned).collect())
-}
-
-/// CPU seconds of a process, its descendants, and those of them that have ended and were waited for.
-pub(crate) fn cpu_of_tree(root: u32) -> f64 {
-    // SAFETY: sysconf has no preconditions.
-    let hertz = unsafe { libc::sysconf(libc::_SC_CLK_TCK) }.max(1) as f64;
-    // pid -> (parent, ticks). The kernel may be built without the list of a process's children.
-    let mut processes = BTreeMap::new();
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let Some(words) = stat(pid) else { continue };
-        let number = |at: usize| words.get(at).and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0);
-        // Counted from the state: ppid, and utime, stime, cutime, cstime.
-        processes.insert(pid, (number(1) as u32, number(11) + number(12) + number(13) + number(14)));
-    }
-    let mut pids = vec![root];
-    let mut ticks = 0.0;
-    while let Some(pid) = pids.pop() {
-        ticks += processes.get(&pid).map_or(0.0, |(_, ticks)| *ticks);
-        pids.extend(processes.iter().filter(|(_, (parent, _))| *parent == pid).map(|(child, _)| *child));
-    }
-    ticks / hertz
-}
-
-/// Resident KB of a process.
-pub(crate) fn resident_kb(pid: u32) -> Res<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
-}
-
 /// The port of the SOCKS5 server that is its own target.
-pub(crate) const IDLE_PORT: u16 = target::TERMINATOR;
+pub(crate) const TERMINATOR_PORT: u16 = target::TERMINATOR;

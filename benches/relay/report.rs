@@ -1,4 +1,4 @@
-//! Medians, and the table that they make.
+//! Medians, and the tables that they make.
 
 use crate::Res;
 use crate::programs::Program;
@@ -8,11 +8,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// A row of the table.
+/// A row of a table.
 #[derive(Debug)]
 pub(crate) struct Row {
     /// The name of its values.
-    pub(crate) key: &'static str,
+    key: &'static str,
     label: &'static str,
     /// Whether more is better.
     more: bool,
@@ -23,7 +23,7 @@ const fn row(key: &'static str, label: &'static str, more: bool, decimals: usize
     Row { key, label, more, decimals }
 }
 
-/// Rows of both tables, where there are values for them.
+/// Rows of all tables, where there are values for them. What stands before the first full stop of a key names the measurement.
 const ROWS: &[Row] = &[
     row("up1", "upload, 1 stream, Gb/s", true, 2),
     row("up10", "upload, 10 streams, Gb/s", true, 2),
@@ -34,7 +34,9 @@ const ROWS: &[Row] = &[
     row("down1.cpu", "its own CPU s/GB, download, 1 stream", false, 3),
     row("down10.cpu", "its own CPU s/GB, download, 10 streams", false, 3),
     row("up1.total", "CPU s/GB of all processes, upload, 1 stream", false, 3),
+    row("up10.total", "CPU s/GB of all processes, upload, 10 streams", false, 3),
     row("down1.total", "CPU s/GB of all processes, download, 1 stream", false, 3),
+    row("down10.total", "CPU s/GB of all processes, download, 10 streams", false, 3),
     row("up10.spread", "upload, most over least of the 10 streams", false, 2),
     row("down10.spread", "download, most over least of the 10 streams", false, 2),
     row("conn", "new connections/s, 50 at once", true, 0),
@@ -46,80 +48,110 @@ const ROWS: &[Row] = &[
     row("paced.p99", "echo beside a download of 0.5 Gb/s, p99 µs", false, 1),
     row("loaded.p50", "echo beside a download as fast as it goes, p50 µs", false, 1),
     row("loaded.p99", "echo beside a download as fast as it goes, p99 µs", false, 1),
-    row("rss.0", "resident KB, no connection", false, 0),
-    row("rss.1k", "resident KB, 1,000 idle connections", false, 0),
-    row("rss.10k", "resident KB, 10,000 idle connections", false, 0),
-    row("flow.1k", "KB per idle connection, at 1,000", false, 2),
-    row("flow.10k", "KB per idle connection, at 10,000", false, 2),
+    row("crowd.p50", "echo of 1,000 slow flows beside an upload and a download, p50 µs", false, 1),
+    row("crowd.p99", "echo of 1,000 slow flows beside an upload and a download, p99 µs", false, 1),
+    row("crowd.up", "that upload, Gb/s", true, 2),
+    row("crowd.down", "that download, Gb/s", true, 2),
+    row("idle.rss.0", "resident KB, no connection", false, 0),
+    row("idle.rss.1k", "resident KB, 1,000 idle connections", false, 0),
+    row("idle.rss.10k", "resident KB, 10,000 idle connections", false, 0),
+    row("idle.flow.1k", "KB per idle connection, at 1,000", false, 2),
+    row("idle.flow.10k", "KB per idle connection, at 10,000", false, 2),
+    row("idle.flow.most", "KB per idle connection, at {most}", false, 2),
     row("idle.cpu", "CPU with 10,000 idle connections, % of a core", false, 2),
     row("udp", "UDP echo of 64 octets, one flow, < 1 % loss, packets/s", true, 0),
     row("udp.loss", "its loss, %", false, 2),
     row("udp.cpu", "its own CPU µs per packet there and back", false, 2),
     row("dns", "DNS, dnsperf, queries/s", true, 0),
     row("dns.lost", "queries lost, %", false, 2),
+    row("names", "DNS, each query from a new socket, 50 at once, queries/s", true, 0),
+    row("names.lost", "queries lost, %", false, 2),
 ];
 
 /// All values of a run.
 #[derive(Debug, Default)]
 pub(crate) struct Values {
     values: BTreeMap<(&'static str, Program), Vec<f64>>,
+    /// How often a measurement failed.
+    failed: BTreeMap<(String, Program), usize>,
     /// What went wrong, with how often.
     failures: BTreeMap<String, usize>,
+    /// What could not be measured here, and why.
+    notes: Vec<String>,
+    /// Idle connections of the largest row.
+    pub(crate) most: u64,
 }
 
 impl Values {
-    /// Adds a value of the row `key`; one that is in no row is not kept.
+    /// Adds a value of the row `key`.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such row.
     pub(crate) fn add(&mut self, key: &str, program: Program, value: f64) {
-        if let Some(row) = ROWS.iter().find(|row| row.key == key) {
-            self.values.entry((row.key, program)).or_default().push(value);
+        let row = ROWS.iter().find(|row| row.key == key);
+        let row = row.unwrap_or_else(|| panic!("there is no row '{key}'"));
+        self.values.entry((row.key, program)).or_default().push(value);
+    }
+
+    /// The measurement `name` has failed.
+    pub(crate) fn fail(&mut self, name: &str, program: Program, error: &dyn std::fmt::Display) {
+        *self.failed.entry((name.to_owned(), program)).or_default() += 1;
+        *self.failures.entry(format!("{}: {name}: {error}", program.name())).or_default() += 1;
+    }
+
+    /// Something cannot be measured here.
+    pub(crate) fn note(&mut self, note: String) {
+        if !self.notes.contains(&note) {
+            self.notes.push(note);
         }
     }
 
-    pub(crate) fn fail(&mut self, what: String) {
-        *self.failures.entry(what).or_default() += 1;
-    }
-
-    fn median(&self, key: &'static str, program: Program) -> Option<f64> {
+    /// The median of a row.
+    pub(crate) fn median(&self, key: &'static str, program: Program) -> Option<f64> {
         let mut values = self.values.get(&(key, program))?.clone();
         values.sort_by(f64::total_cmp);
         let (half, odd) = (values.len() / 2, values.len() % 2 == 1);
         Some(if odd { values[half] } else { (values[half - 1] + values[half]) / 2.0 })
     }
 
-    /// A table of `subject` beside `others`; the ratios are of the subject to each of them.
-    pub(crate) fn table(&self, subject: (Program, &str), others: &[(Program, &str)]) -> String {
-        let mut text = format!("| | {} |", subject.1);
-        for (_, name) in others {
-            write!(text, " {name} |").ok();
+    fn cell(&self, row: &Row, program: Program) -> String {
+        let name = row.key.split('.').next().unwrap_or_default();
+        let failed = self.failed.get(&(name.to_owned(), program)).copied().unwrap_or(0);
+        match (self.median(row.key, program), failed) {
+            (Some(value), 0) => format!("{value:.*}", row.decimals),
+            (Some(value), times) => format!("{value:.*} ({times} failed)", row.decimals),
+            (None, 0) => "-".into(),
+            (None, _) => "failed".into(),
         }
-        for (_, name) in others {
-            write!(text, " {} ÷ {name} |", subject.1).ok();
+    }
+
+    /// A table of `subject` beside `others`, in the rows that `subject` has; the ratios are of the subject to each of them.
+    pub(crate) fn table(&self, subject: Program, others: &[Program]) -> String {
+        let mut text = format!("| | {} |", subject.title());
+        for other in others {
+            write!(text, " {} |", other.title()).ok();
+        }
+        for other in others {
+            write!(text, " ÷ {} |", other.title()).ok();
         }
         text.push_str("\n|---|");
         text.push_str(&"--:|".repeat(1 + 2 * others.len()));
         text.push('\n');
         for row in ROWS {
-            let Some(own) = self.median(row.key, subject.0) else { continue };
-            let medians: Vec<Option<f64>> =
-                others.iter().map(|(other, _)| self.median(row.key, *other)).collect();
-            write!(
-                text,
-                "| {} ({} is better) | {own:.*} |",
-                row.label,
-                if row.more { "more" } else { "less" },
-                row.decimals
-            )
-            .ok();
-            for median in &medians {
-                match median {
-                    Some(value) => write!(text, " {value:.*} |", row.decimals).ok(),
-                    None => write!(text, " - |").ok(),
-                };
+            if self.cell(row, subject) == "-" {
+                continue;
             }
-            for median in &medians {
-                match median {
-                    Some(value) if *value > 0.0 => write!(text, " {:.2} |", own / value).ok(),
-                    Some(_) | None => write!(text, " - |").ok(),
+            let label = row.label.replace("{most}", &self.most.to_string());
+            let better = if row.more { "more" } else { "less" };
+            write!(text, "| {label} ({better} is better) | {} |", self.cell(row, subject)).ok();
+            for other in others {
+                write!(text, " {} |", self.cell(row, *other)).ok();
+            }
+            for other in others {
+                match (self.median(row.key, subject), self.median(row.key, *other)) {
+                    (Some(own), Some(value)) if value > 0.0 => write!(text, " {:.2} |", own / value).ok(),
+                    _ => write!(text, " - |").ok(),
                 };
             }
             text.push('\n');
@@ -142,9 +174,18 @@ impl Values {
         ROWS.iter().filter(is_behind).map(|row| row.label).collect()
     }
 
-    /// What went wrong, one line each.
-    pub(crate) fn failures(&self) -> String {
-        self.failures.iter().map(|(what, times)| format!("- {times} x {what}\n")).collect()
+    /// What went wrong and what could not be measured, one line each.
+    pub(crate) fn remarks(&self) -> String {
+        let mut text = String::new();
+        if !self.failures.is_empty() {
+            text.push_str("\nWhat failed:\n\n");
+            text.extend(self.failures.iter().map(|(what, times)| format!("- {times} x {what}\n")));
+        }
+        if !self.notes.is_empty() {
+            text.push_str("\nNot measured:\n\n");
+            text.extend(self.notes.iter().map(|note| format!("- {note}\n")));
+        }
+        text
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) const GREETING: [u8; 3] = [5, 1, 0];
 const CONNECT: u8 = 1;
-const ASSOCIATE: u8 = 3;
+pub(crate) const ASSOCIATE: u8 = 3;
 
 /// A request for an IPv4 address.
 pub(crate) fn request(command: u8, target: SocketAddrV4) -> [u8; 10] {
@@ -39,11 +39,13 @@ fn negotiate(server: SocketAddrV4, command: u8, target: SocketAddrV4) -> Res<(Tc
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(&GREETING)?;
+    let silent =
+        |what| move |error| format!("the SOCKS5 server gives no {what} in {} s: {error}", PATIENCE.as_secs());
     let mut method = [0; 2];
-    stream.read_exact(&mut method)?;
+    stream.read_exact(&mut method).map_err(silent("method"))?;
     stream.write_all(&request(command, target))?;
     let mut reply = [0; 10];
-    stream.read_exact(&mut reply)?;
+    stream.read_exact(&mut reply).map_err(silent("reply"))?;
     if method != [5, 0] || reply[1] != 0 || reply[3] != 1 {
         return Err(format!("the SOCKS5 server says {method:?}, {reply:?}").into());
     }
@@ -99,27 +101,13 @@ impl Datagrams {
         }
     }
 
-    pub(crate) fn try_clone(&self) -> Res<Datagrams> {
-        Ok(Datagrams { socket: self.socket.try_clone()?, header: self.header.clone(), _association: None })
+    /// The socket, connected to the target or to the relay.
+    pub(crate) fn socket(&self) -> &UdpSocket {
+        &self.socket
     }
 
-    pub(crate) fn set_read_timeout(&self, timeout: Duration) -> Res<()> {
-        Ok(self.socket.set_read_timeout(Some(timeout))?)
-    }
-
-    /// `buffer` starts with [`Datagrams::room`] octets that are overwritten.
-    pub(crate) fn send(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        buffer[..self.header.len()].copy_from_slice(&self.header);
-        self.socket.send(buffer)
-    }
-
-    /// Octets before the data.
-    pub(crate) fn room(&self) -> usize {
-        self.header.len()
-    }
-
-    /// The length of a datagram, header included.
-    pub(crate) fn recv(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.socket.recv(buffer)
+    /// What stands before the data.
+    pub(crate) fn header(&self) -> &[u8] {
+        &self.header
     }
 }

@@ -1,11 +1,12 @@
 //! The far end: what the contestants' connections lead to, and a SOCKS5 server that is its own target.
 
 use crate::Res;
+use crate::batch::{Batch, Slot};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::thread;
 
 /// Takes all until an octet [`LAST`] ends what was read, and then says how much it was: 8 octets, the highest first. (An end of file would do, but for
@@ -19,8 +20,10 @@ pub(crate) const ECHO: u16 = 7003;
 pub(crate) const UDP_ECHO: u16 = 7004;
 /// Answers every question with one address.
 pub(crate) const DNS: u16 = 53;
-/// A SOCKS5 server whose every CONNECT leads to an echo of its own.
+/// A SOCKS5 server that is its own target: every CONNECT leads to an echo, every association to [`RELAY`].
 pub(crate) const TERMINATOR: u16 = 1081;
+/// Its relay of datagrams, which answers them itself.
+const RELAY: u16 = 7005;
 
 /// Ends what is sent to [`SINK`]; nothing before it has this value.
 pub(crate) const LAST: u8 = 0xee;
@@ -43,6 +46,8 @@ pub(crate) fn run(_args: &[String]) -> Res<()> {
     serve(SOURCE, source)?;
     let udp = datagram_socket(UDP_ECHO)?;
     thread::spawn(move || answer(&udp, |_| {}));
+    let relays = datagram_socket(RELAY)?;
+    thread::spawn(move || answer(&relays, relay));
     let dns = datagram_socket(DNS)?;
     thread::spawn(move || answer(&dns, resolve));
     let echoes = Echoes::new()?;
@@ -91,36 +96,53 @@ fn datagram_socket(port: u16) -> Res<UdpSocket> {
     Ok(socket.into())
 }
 
-fn answer(socket: &UdpSocket, make: fn(&mut Vec<u8>)) {
-    let mut buffer = vec![0; 2048];
+/// Sends each datagram back as `make` leaves it.
+fn answer(socket: &UdpSocket, make: fn(&mut Slot)) {
+    let mut batch = Batch::new();
     loop {
-        buffer.resize(2048, 0);
-        let Ok((len, from)) = socket.recv_from(&mut buffer) else { continue };
-        buffer.truncate(len);
-        make(&mut buffer);
-        // A full queue loses the answer, as it would anywhere.
-        socket.send_to(&buffer, from).ok();
+        let Ok(slots) = batch.recv(socket) else { continue };
+        let count = slots.len();
+        slots.iter_mut().for_each(make);
+        batch.send(socket, count, true);
     }
 }
 
-/// Makes the query an answer with one address record (RFC 1035 4.1).
-fn resolve(message: &mut Vec<u8>) {
-    if message.len() < 12 {
-        return;
+/// Makes a query an answer with one address record (RFC 1035 4.1).
+fn resolve(slot: &mut Slot) {
+    resolve_behind(0, slot);
+}
+
+/// What a relay's client sends comes back as from whom it was sent to; names are resolved.
+fn relay(slot: &mut Slot) {
+    /// Header of a datagram to an IPv4 address (RFC 1928 7), and where its port is.
+    const HEADER: usize = 10;
+    if slot.len >= HEADER && slot.octets[3] == 1 && slot.octets[8..HEADER] == DNS.to_be_bytes() {
+        resolve_behind(HEADER, slot);
     }
+}
+
+/// Answers the query that begins at `start`.
+fn resolve_behind(start: usize, slot: &mut Slot) {
+    const ANSWER: [u8; 16] = [0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1];
     // Additional records (EDNS) are cut off; the question has to end before them.
-    let mut end = 12;
-    while let Some(&label) = message.get(end) {
+    let mut end = start + 12;
+    while let Some(&label) = slot.octets[..slot.len].get(end) {
         end += 1 + usize::from(label);
         if label == 0 {
             break;
         }
     }
-    message.truncate(end + 4);
+    // Type and class.
+    end += 4;
+    if end > slot.len || end + ANSWER.len() > slot.octets.len() {
+        return;
+    }
+    let message = &mut slot.octets[start..];
     message[2] |= 0x80;
     message[3] = 0x80;
     message[6..12].copy_from_slice(&[0, 1, 0, 0, 0, 0]);
-    message.extend_from_slice(&[0xc0, 0x0c, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 1]);
+    slot.octets[end..end + ANSWER.len()].copy_from_slice(&ANSWER);
+    slot.len = end + ANSWER.len();
 }
 
 /// What an echoing connection has still to say before it echoes.
@@ -222,18 +244,18 @@ fn serve_echo(connection: &mut Echo, buffer: &mut [u8]) -> io::Result<bool> {
 fn negotiate(connection: &mut Echo) -> io::Result<()> {
     loop {
         let pending = &connection.pending;
-        let (len, answer): (usize, &[u8]) = match (connection.stage, pending.len()) {
-            (Stage::Greeting, 2..) => (2 + usize::from(pending[1]), &[5, 0]),
+        let (len, answer) = match (connection.stage, pending.len()) {
+            (Stage::Greeting, 2..) => (2 + usize::from(pending[1]), vec![5, 0]),
             (Stage::Request, 4..) => {
-                (if pending[3] == 1 { 10 } else { 22 }, &[5, 0, 0, 1, 127, 0, 0, 1, 0, 1])
+                (if pending[3] == 1 { 10 } else { 22 }, grant(connection.stream.local_addr()?))
             }
-            (Stage::Echo, 1..) => (pending.len(), pending),
+            (Stage::Echo, 1..) => (pending.len(), pending.clone()),
             (Stage::Greeting | Stage::Request | Stage::Echo, _) => return Ok(()),
         };
         if pending.len() < len {
             return Ok(());
         }
-        connection.stream.write_all(answer)?;
+        connection.stream.write_all(&answer)?;
         connection.pending.drain(..len);
         connection.stage = match connection.stage {
             Stage::Greeting => Stage::Request,
@@ -244,4 +266,15 @@ fn negotiate(connection: &mut Echo) -> io::Result<()> {
             connection.pending = Vec::new();
         }
     }
+}
+
+/// The reply to a request: the relay, which means something to ASSOCIATE only.
+fn grant(local: SocketAddr) -> Vec<u8> {
+    let mut reply = vec![5, 0, 0, 1];
+    match local {
+        SocketAddr::V4(local) => reply.extend_from_slice(&local.ip().octets()),
+        SocketAddr::V6(_) => reply.extend_from_slice(&[0; 4]),
+    }
+    reply.extend_from_slice(&RELAY.to_be_bytes());
+    reply
 }
