@@ -321,7 +321,7 @@ impl TcpLayer {
             seq: segment.seq,
             ack: tcb.receive.nxt,
             flags: TcpFlags::ACK | fin | push,
-            window: tcb.receive.advertise(tcb.mss),
+            window: tcb.receive.advertise(tcb.mss, self.pool.share()),
             urgent: 0,
             options: TcpOptions {
                 timestamps: tcb.timestamps.map(|state| state.option(now)),
@@ -393,7 +393,7 @@ impl TcpLayer {
         now: Instant,
     ) -> bool {
         let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return true };
-        let kept = tcb.receive.keep(rest, &mut self.pool);
+        let kept = tcb.receive.keep(rest, &mut self.pool, now);
         if tcb.receive.finished() {
             self.events.push_back(StackEvent::Readable { flow });
         }
@@ -403,8 +403,8 @@ impl TcpLayer {
 
     pub(super) fn consume(&mut self, flow: FlowId, octets: usize, control: &mut ControlQueue, now: Instant) {
         let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return };
-        tcb.receive.consume(octets, &mut self.pool);
-        if tcb.receive.update_due(tcb.mss) {
+        tcb.receive.consume(octets, &mut self.pool, now);
+        if tcb.receive.update_due(tcb.mss, self.pool.share()) {
             tcb.ack_now();
         }
         self.after_read(flow, control, now);
@@ -424,7 +424,7 @@ impl TcpLayer {
         let Some(tcb) = awake(&mut self.table, &mut self.blocks, &self.config.tcp, flow) else {
             return (&mut [], &mut []);
         };
-        let mut room = tcb.send_room(self.config.tcp.send_buffer);
+        let mut room = tcb.send_room(self.config.tcp.send_buffer.min(self.pool.share()));
         if room > 0 && !tcb.send.reserve(tcb.send.len() + room, &mut self.pool) {
             room = tcb.send.capacity() - tcb.send.len();
             if room == 0 && !tcb.write_blocked {
@@ -442,7 +442,7 @@ impl TcpLayer {
             tcb.queued = true;
             self.ready.push_back(flow);
         }
-        if tcb.write_blocked && tcb.send_room(self.config.tcp.send_buffer) > 0 {
+        if tcb.write_blocked && tcb.send_room(self.config.tcp.send_buffer.min(self.pool.share())) > 0 {
             tcb.write_blocked = false;
             self.events.push_back(StackEvent::Writable { flow });
         }

@@ -4,8 +4,15 @@
 //! what he does not take is kept. Octets out of order are written into the ring at the place where they belong, ahead of what is stored;
 //! [`Ranges`] remembers which places are filled. The ring ends at the right edge of the largest window ever offered, so there is room
 //! for everything that the app may send, memory permitting.
+//!
+//! # The window
+//!
+//! The app is on this machine: what it is offered need not cover the path to the target, whose kernels do that, but only the time until
+//! the loop turns. More would be stored here, twice copied, whenever the reader is slower than the app, and stand between what the
+//! app writes and what leaves. So the window follows what the reader takes ([`Pace`]).
 
 use super::ring::{Pool, Ring};
+use crate::time::{Duration, Instant};
 use crate::wire::SeqNumber;
 use crate::wire::tcp::SackBlocks;
 
@@ -80,6 +87,49 @@ impl Ranges {
     }
 }
 
+/// How long the reader is watched before he is judged: longer than a socket takes from one burst of writes to the next.
+const WATCHED: Duration = Duration::from_millis(50);
+/// Time that the window covers at the reader's rate: many turns of the loop.
+const COVERED: Duration = Duration::from_millis(8);
+/// The smallest window that a slow reader is judged to need: one super-segment.
+const LEAST_WINDOW: u64 = 64 << 10;
+/// A window beyond all windows (RFC 7323 2.3): nobody was judged yet.
+const UNJUDGED: u8 = 30;
+
+/// How fast the reader takes what the app sends.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// Power of two of the window that suits him.
+    shift: u8,
+    /// Taken since then; the clock starts with the first of it, so that silence is not held against him.
+    taken: u32,
+    since: Instant,
+}
+
+impl Pace {
+    fn new(shift: u8) -> Pace {
+        Pace { shift, taken: 0, since: Instant::ZERO }
+    }
+
+    fn took(&mut self, octets: usize, now: Instant) {
+        if self.taken == 0 {
+            self.since = now;
+        }
+        self.taken = self.taken.saturating_add(u32::try_from(octets).unwrap_or(u32::MAX));
+        let watched = now.since(self.since);
+        if watched >= WATCHED {
+            let window = u64::from(self.taken) * COVERED.as_micros() as u64 / watched.as_micros() as u64;
+            // Of an integer of 64 bits the logarithm fits.
+            self.shift = window.clamp(LEAST_WINDOW, 1 << UNJUDGED).next_power_of_two().ilog2() as u8;
+            self.taken = 0;
+        }
+    }
+
+    fn window(self) -> usize {
+        1 << self.shift
+    }
+}
+
 /// What became of the text of a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Taken {
@@ -111,6 +161,7 @@ pub(super) struct Receiver {
     pub(super) octets: u64,
     limit: usize,
     scale: u8,
+    pace: Pace,
     ring: Ring,
     ahead: Ranges,
 }
@@ -123,11 +174,13 @@ pub(super) struct RestingReceiver {
     pub(super) octets: u64,
     limit: u32,
     scale: u8,
+    /// [`Pace::shift`].
+    pace: u8,
 }
 
 impl RestingReceiver {
     pub(super) fn wake(&self) -> Receiver {
-        let RestingReceiver { nxt, edge, octets, limit, scale } = *self;
+        let RestingReceiver { nxt, edge, octets, limit, scale, pace } = *self;
         Receiver {
             nxt,
             edge,
@@ -136,6 +189,7 @@ impl RestingReceiver {
             octets,
             limit: limit as usize,
             scale,
+            pace: Pace::new(pace),
             ring: Ring::default(),
             ahead: Ranges::default(),
         }
@@ -145,11 +199,18 @@ impl RestingReceiver {
 impl Receiver {
     /// The half at rest; `None` when anything is stored, offered or closed.
     pub(super) fn rest(&self) -> Option<RestingReceiver> {
-        let Receiver { nxt, edge, fin, offered, octets, limit, scale, ring, ahead } = self;
+        let Receiver { nxt, edge, fin, offered, octets, limit, scale, pace, ring, ahead } = self;
         let quiet = fin.is_none() && *offered == 0 && ring.capacity() == 0 && ahead.is_empty();
         // A window has 30 bits at most (RFC 7323 2.3).
         let limit = u32::try_from(*limit).ok().filter(|_| quiet)?;
-        Some(RestingReceiver { nxt: *nxt, edge: *edge, octets: *octets, limit, scale: *scale })
+        Some(RestingReceiver {
+            nxt: *nxt,
+            edge: *edge,
+            octets: *octets,
+            limit,
+            scale: *scale,
+            pace: pace.shift,
+        })
     }
 
     /// The half behind a SYN whose sequence number was `irs`. `scale` is 0 when not negotiated.
@@ -165,6 +226,7 @@ impl Receiver {
             octets: 0,
             limit,
             scale,
+            pace: Pace::new(UNJUDGED),
             ring: Ring::default(),
             ahead: Ranges::default(),
         }
@@ -175,9 +237,10 @@ impl Receiver {
         self.edge.distance_from(self.nxt)
     }
 
-    /// Moves the right edge as far as the buffer allows, unless by a silly amount (RFC 9293 3.8.6.2.2), and gives the window field.
-    pub(super) fn advertise(&mut self, mss: u32) -> u16 {
-        let edge = self.possible_edge();
+    /// Moves the right edge as far as buffer, reader and `share` allow, unless by a silly amount (RFC 9293 3.8.6.2.2), and gives the window
+    /// field. `share`: what one flow should have of the memory of all.
+    pub(super) fn advertise(&mut self, mss: u32, share: usize) -> u16 {
+        let edge = self.possible_edge(share);
         let gain = edge.distance_from(self.edge);
         if edge.gt(self.edge) && gain >= mss.min(self.limit as u32 / 2).max(1 << self.scale) {
             self.edge = edge;
@@ -195,10 +258,16 @@ impl Receiver {
         self.limit.saturating_sub(self.ring.len())
     }
 
-    /// The right edge that the buffer allows, less what rounding up may cost until the reader takes something.
-    fn possible_edge(&self) -> SeqNumber {
+    /// The buffer that is to be filled at most: the window when nothing is stored.
+    fn target(&self, share: usize) -> usize {
+        self.limit.min(self.pace.window()).min(share)
+    }
+
+    /// The right edge to be offered, less what rounding up may cost until the reader takes something.
+    fn possible_edge(&self, share: usize) -> SeqNumber {
         let reserve = if self.scale > 0 { self.limit / 32 } else { 0 };
-        let free = self.free().saturating_sub(reserve).min(usize::from(u16::MAX) << self.scale);
+        let room = self.target(share).saturating_sub(self.ring.len());
+        let free = self.free().saturating_sub(reserve).min(room).min(usize::from(u16::MAX) << self.scale);
         self.nxt + free as u32
     }
 
@@ -216,9 +285,9 @@ impl Receiver {
     }
 
     /// Whether the app should be told of a larger window without being asked: it may be waiting for it.
-    pub(super) fn update_due(&self, mss: u32) -> bool {
-        let edge = self.possible_edge();
-        let half = self.limit as u32 / 2;
+    pub(super) fn update_due(&self, mss: u32, share: usize) -> bool {
+        let edge = self.possible_edge(share);
+        let half = self.target(share) as u32 / 2;
         edge.gt(self.edge) && self.window() < half && edge.distance_from(self.edge) >= half.min(2 * mss)
     }
 
@@ -293,8 +362,9 @@ impl Receiver {
 
     /// Ends an offer: the octets of `rest` were not taken. Without memory they are forgotten as if they had never come; nothing
     /// was acknowledged yet.
-    pub(super) fn keep(&mut self, rest: &[u8], pool: &mut Pool) -> bool {
+    pub(super) fn keep(&mut self, rest: &[u8], pool: &mut Pool, now: Instant) -> bool {
         let rest = &rest[rest.len() - rest.len().min(self.offered as usize)..];
+        self.pace.took(self.offered as usize - rest.len(), now);
         self.offered = 0;
         if rest.is_empty() {
             return true;
@@ -323,7 +393,8 @@ impl Receiver {
     }
 
     /// The reader has taken `octets`.
-    pub(super) fn consume(&mut self, octets: usize, pool: &mut Pool) {
+    pub(super) fn consume(&mut self, octets: usize, pool: &mut Pool, now: Instant) {
+        self.pace.took(octets.min(self.ring.len()), now);
         self.ring.consume(octets);
         self.release_if_empty(pool);
     }
@@ -359,11 +430,11 @@ mod tests {
     fn the_right_edge_never_moves_left() {
         let mut pool = pool();
         let mut receiver = Receiver::new(SeqNumber(9), 1 << 20, 5);
-        receiver.advertise(1460);
+        receiver.advertise(1460, usize::MAX);
         let edge = receiver.nxt + receiver.window();
         receiver.take(receiver.nxt + 10, &[1; 100], &mut pool);
         receiver.take(receiver.nxt, &[1; 10], &mut pool);
-        receiver.advertise(1460);
+        receiver.advertise(1460, usize::MAX);
         assert!((receiver.nxt + receiver.window()).ge(edge));
         assert_eq!(receiver.window() % 32, 0, "the field says all of it");
     }
@@ -374,13 +445,13 @@ mod tests {
         let mut pool = pool();
         let limit = 100_000;
         let mut receiver = Receiver::new(SeqNumber(9), limit, 7);
-        receiver.advertise(1460);
+        receiver.advertise(1460, usize::MAX);
         let start = receiver.nxt;
         assert_eq!(receiver.take(start, &[1], &mut pool), Taken::Offered);
-        receiver.keep(&[1], &mut pool);
+        receiver.keep(&[1], &mut pool, Instant::ZERO);
         while receiver.window() > 0 {
             assert_ne!(receiver.take(receiver.nxt, &[1], &mut pool), Taken::Dropped);
-            receiver.advertise(1460);
+            receiver.advertise(1460, usize::MAX);
             assert!((receiver.nxt + receiver.window()).distance_from(start) as usize <= limit);
         }
     }
@@ -393,10 +464,49 @@ mod tests {
         assert_eq!(receiver.take(nxt, b"abcdef", &mut none), Taken::Offered);
         receiver.fin = Some(nxt + 6);
         assert!(receiver.take_fin());
-        assert!(!receiver.keep(b"cdef", &mut none));
+        assert!(!receiver.keep(b"cdef", &mut none, Instant::ZERO));
         assert_eq!(receiver.nxt, nxt + 2);
         assert_eq!(receiver.fin, None);
         assert_eq!(receiver.take(nxt + 9, b"x", &mut none), Taken::Dropped);
+    }
+
+    /// Has the reader take `per_ms` octets in each of 1,500 ms; the window that the app sees then, nothing being stored.
+    fn window_of(receiver: &mut Receiver, pool: &mut Pool, start: u64, per_ms: usize) -> u32 {
+        for ms in 0..1_500 {
+            for piece in vec![7; per_ms].chunks(16_000) {
+                assert_eq!(receiver.take(receiver.nxt, piece, pool), Taken::Offered);
+                let edge = receiver.edge;
+                assert!(receiver.keep(&[], pool, Instant::from_millis(start + ms)));
+                receiver.advertise(1460, usize::MAX);
+                assert!(receiver.edge.ge(edge), "what was offered stays offered");
+            }
+        }
+        receiver.window()
+    }
+
+    #[test]
+    fn the_window_follows_what_the_reader_takes() {
+        let mut pool = pool();
+        let mut receiver = Receiver::new(SeqNumber(9), 1 << 20, 5);
+        receiver.advertise(1460, usize::MAX);
+        assert!(receiver.window() > 900_000, "nobody was judged yet: {}", receiver.window());
+        let slow = window_of(&mut receiver, &mut pool, 0, 1_000);
+        assert!((60_000..70_000).contains(&slow), "8 Mb/s: {slow}");
+        // A minute without anything is not held against anyone.
+        let fast = window_of(&mut receiver, &mut pool, 60_000, 200_000);
+        assert!(fast > 900_000, "1.6 Gb/s: {fast}");
+        let middling = window_of(&mut receiver, &mut pool, 70_000, 20_000);
+        assert!((200_000..300_000).contains(&middling), "160 Mb/s: {middling}");
+        let rested = receiver.rest().unwrap().wake();
+        assert_eq!(rested.pace.window(), receiver.pace.window(), "known again after a rest");
+    }
+
+    #[test]
+    fn a_full_pool_makes_the_window_small() {
+        let mut receiver = Receiver::new(SeqNumber(9), 1 << 20, 5);
+        receiver.edge = receiver.nxt;
+        receiver.advertise(1460, 8_192);
+        assert_eq!(receiver.window(), 8_192);
     }
 
     /// conformance 31
@@ -454,7 +564,7 @@ mod tests {
                         prop_assert_eq!(*octets, octet(delivered));
                         delivered += 1;
                     }
-                    prop_assert!(receiver.keep(&text[taken..], &mut pool));
+                    prop_assert!(receiver.keep(&text[taken..], &mut pool, Instant::ZERO));
                 }
                 let (a, b) = receiver.readable();
                 let got: Vec<u8> = a.iter().chain(b).copied().take(read).collect();
@@ -462,7 +572,7 @@ mod tests {
                     prop_assert_eq!(*octets, octet(delivered));
                     delivered += 1;
                 }
-                receiver.consume(got.len(), &mut pool);
+                receiver.consume(got.len(), &mut pool, Instant::ZERO);
             }
             let (a, b) = receiver.readable();
             prop_assert_eq!(start + delivered + (a.len() + b.len()) as u32, receiver.nxt);

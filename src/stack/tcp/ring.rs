@@ -2,8 +2,9 @@
 //!
 //! A ring without octets holds no memory: an idle flow costs its state and nothing else. Sizes are powers of two
 //! from [`SMALLEST`] to [`LARGEST`], so that positions wrap by a mask and buffers of ended flows fit new ones. The pool has a budget
-//! for all flows together; when it is spent, [`Pool::take`] gives nothing and the caller drops what would not fit (the peer sends it
-//! again) or offers no room.
+//! for all flows together, and what one flow should have falls with the square of what is left of it ([`Pool::share`]): thousands that stand
+//! still leave room for one that moves. When it is spent all the same, [`Pool::take`] gives nothing and the caller drops what would not fit (the peer
+//! sends it again) or offers no room.
 
 /// The smallest buffer.
 pub(super) const SMALLEST: usize = 4 << 10;
@@ -62,6 +63,13 @@ impl Pool {
             self.kept += size;
             self.free[class(size)].push(buffer);
         }
+    }
+
+    /// The largest buffer that one flow should have at present: less the less there is, and never nothing.
+    pub(super) fn share(&self) -> usize {
+        let left = self.budget.saturating_sub(self.used) as u64;
+        let share = left.saturating_mul(left) / (self.budget as u64).max(1) / 64;
+        1 << share.clamp(SMALLEST as u64, LARGEST as u64).ilog2()
     }
 
     /// Octets of buffers in use.
@@ -183,6 +191,19 @@ mod tests {
         ring.release(&mut pool);
         assert_eq!(pool.used(), SMALLEST);
         assert!(!ring.reserve(LARGEST + 1, &mut pool));
+    }
+
+    #[test]
+    fn flows_that_stand_still_leave_something_to_the_next() {
+        let mut pool = Pool::new(512 << 20);
+        let mut sizes = Vec::new();
+        for _ in 0..5_000 {
+            let mut ring = Ring::default();
+            assert!(ring.reserve(pool.share(), &mut pool), "after {} flows", sizes.len());
+            sizes.push(ring.capacity());
+        }
+        assert_eq!((sizes[0], sizes.iter().min()), (LARGEST, Some(&SMALLEST)));
+        assert!(sizes.is_sorted_by(|a, b| a >= b));
     }
 
     proptest! {
