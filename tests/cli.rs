@@ -194,6 +194,10 @@ fn what_the_contract_has_and_this_version_has_not_is_refused_by_name_and_not_in_
         assert!(error.contains("planned") && error.contains(name), "{error}");
         assert!(["--dns", "--icmp"].contains(&name) || !help.contains(name), "{name} is in the help");
     }
+    for args in [&["--workers", "2"][..], &["--workers=2"]] {
+        let error = refused(args);
+        assert!(error.contains("--workers: ") && error.contains("breaks UDP"), "{error}");
+    }
     let error = refused(&["split", "entry"]);
     assert!(error.contains("`split` is planned"), "{error}");
     assert!(!help.contains("\n  split "), "split is in the help");

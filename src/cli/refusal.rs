@@ -12,6 +12,12 @@ use std::ffi::OsString;
 /// Options and commands of the contract that this version does not have.
 const NOT_BUILT: [&str; 1] = ["split"];
 
+/// Options that were thought of, measured and rejected, and why.
+const REJECTED: [(&str, &str); 1] = [(
+    "--workers",
+    "more than one loop is no faster here, and breaks UDP: the kernel would hand one socket's datagrams to several of them",
+)];
+
 /// Values of the contract that this version does not have.
 const VALUES_NOT_BUILT: [(&str, &[&str]); 2] = [("--dns", &["fake"]), ("--icmp", &["direct"])];
 
@@ -41,6 +47,10 @@ pub(super) fn refusal(error: &clap::Error, args: &[OsString]) -> Refusal {
             return Refusal::Answer(error.render().to_string());
         }
         ErrorKind::UnknownArgument if NOT_BUILT.contains(&name) => not_built(name, help),
+        ErrorKind::UnknownArgument if rejected(name).is_some() => {
+            let why = rejected(name).unwrap_or_default();
+            Error::usage(format!("there is no option {name}: {why}"), format!("the same without {name}"))
+        }
         ErrorKind::UnknownArgument => {
             let what = if name.starts_with('-') {
                 format!("there is no option {} here", shown(name))
@@ -123,6 +133,10 @@ fn not_built(what: &str, remedy: String) -> Error {
         format!("`{what}` is planned, and not in this version ({})", env!("CARGO_PKG_VERSION")),
         remedy,
     )
+}
+
+fn rejected(name: &str) -> Option<&'static str> {
+    REJECTED.iter().find(|(option, _)| *option == name).map(|(_, why)| *why)
 }
 
 fn value_is_planned(name: &str, value: &str) -> bool {
