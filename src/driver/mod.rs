@@ -126,6 +126,8 @@ struct OsSocket {
     io: Io,
     readable: bool,
     writable: bool,
+    /// An end of file or an error is behind what can be read.
+    ending: bool,
     /// Stands in `queue`.
     queued: bool,
     wakeup: Wakeup,
@@ -474,6 +476,7 @@ impl<D: Device> Driver<D> {
             io,
             readable: false,
             writable: false,
+            ending: false,
             queued: false,
             wakeup: Wakeup::default(),
             looked_for: false,

@@ -1,4 +1,8 @@
 //! Octets between the sockets' streams and the engine: reads into the engine's rings, writes out of them, each up to a budget.
+//!
+//! A read that gives less than there was room for has emptied the socket, and a write that takes less has filled it: the next octet, or the next
+//! room, is an event of its own (epoll(7), question 9), and no second call is made to hear EAGAIN. What comes without octets does not show
+//! in a short read: an end of file, or an error, that the last event told of is read until it appears.
 
 use super::queue::Turn;
 use super::wakeup::{self, Advice};
@@ -15,7 +19,8 @@ impl<D: Device> Driver<D> {
 
     pub(super) fn socket_event(&mut self, id: SocketId, event: &mio::event::Event) {
         let Some(socket) = self.os_socket(id) else { return };
-        socket.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        socket.ending |= event.is_read_closed() || event.is_error();
+        socket.readable |= event.is_readable() || socket.ending;
         socket.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         self.enqueue(id, Turn::First);
     }
@@ -85,6 +90,7 @@ impl<D: Device> Driver<D> {
             let Some((first, second)) = self.engine.read_space(id) else { return };
             let first = up_to(first, budget);
             let second = up_to(second, budget - first.len());
+            let room = first.len() + second.len();
             let read = stream.read_vectored(&mut [IoSliceMut::new(first), IoSliceMut::new(second)]);
             self.queue.charge(*read.as_ref().unwrap_or(&0));
             match read {
@@ -94,7 +100,12 @@ impl<D: Device> Driver<D> {
                 }
                 Ok(octets) => {
                     budget -= octets.min(budget);
+                    let emptied = octets < room && !socket.ending;
+                    socket.readable &= !emptied;
                     self.engine.read_done(id, octets, now);
+                    if emptied {
+                        return self.moderate(id, share - budget, now);
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     socket.readable = false;
@@ -189,11 +200,13 @@ impl<D: Device> Driver<D> {
                 return;
             }
             let Some((first, second)) = self.engine.write_slices(id) else { return };
+            let waiting = first.len() + second.len();
             let written = stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]);
             self.queue.charge(*written.as_ref().unwrap_or(&0));
             match written {
                 Ok(octets) => {
                     budget = budget.saturating_sub(octets.max(1));
+                    socket.writable = octets == waiting;
                     self.engine.write_done(id, octets, now);
                     self.sent(id);
                 }
@@ -215,15 +228,18 @@ impl<D: Device> Driver<D> {
     pub(super) fn write_now(&mut self, id: SocketId, octets: &[u8]) -> io::Result<usize> {
         let Some(socket) = self.os_socket(id) else { return Ok(0) };
         let Io::Tcp { stream, connected: true } = &mut socket.io else { return Ok(0) };
-        let mut taken = 0;
-        while socket.writable && taken < octets.len() {
-            match stream.write(&octets[taken..]) {
-                Ok(written) => taken += written,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => socket.writable = false,
+        if !socket.writable {
+            return Ok(0);
+        }
+        let taken = loop {
+            match stream.write(octets) {
+                Ok(taken) => break taken,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break 0,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
-        }
+        };
+        socket.writable = taken == octets.len();
         let advice = socket.wakeup.wrote();
         if advice != Advice::Keep {
             self.heed(id, advice);
