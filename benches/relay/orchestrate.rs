@@ -175,7 +175,8 @@ fn measure_row(rows: &mut Rows, (group, name, measure): &(&str, &str, Measure)) 
     rows.say(name);
     for index in 0..rows.contestants.len() {
         let program = rows.contestants[index].program;
-        if !program.takes_part(group) {
+        let hopeless = !program.is_ours() && rows.values.is_hopeless(name, program);
+        if hopeless || !program.takes_part(group) {
             continue;
         }
         let result = rows.revive(index).and_then(|()| measure(rows, index));

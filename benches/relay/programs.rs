@@ -114,6 +114,11 @@ impl Program {
         }
     }
 
+    /// Whether it is ztun: what it fails in is tried again in every round.
+    pub(crate) fn is_ours(self) -> bool {
+        self.kind() == Kind::Ztun
+    }
+
     /// Whether it is measured in a group of rows.
     pub(crate) fn takes_part(self, group: &str) -> bool {
         match self {
@@ -211,7 +216,7 @@ impl Files {
         let said = |path: &Path| crate::report::said(Command::new(path).arg("--version"));
         let mut versions = vec![said(&self.ztun)];
         // The crate that it is built from carries it.
-        versions.extend(self.hev.as_ref().map(|_| "hev-socks5-tunnel 2.19.3".into()));
+        versions.extend(self.hev.as_ref().map(|_| "hev-socks5-tunnel 2.19.3 (pipelining)".into()));
         // Without its time of compilation.
         let name = |path: &PathBuf| said(path).split(" (").next().unwrap_or_default().to_owned();
         versions.extend(self.tun2proxy.as_ref().map(name));
@@ -285,6 +290,7 @@ impl Files {
                 command
             }
             Kind::Pasta => {
+                // Its own MTU, 65520: with 1500 it is several times slower.
                 let mut command = within(&site.name, &path(&self.pasta));
                 command.args([
                     "-f",
@@ -299,7 +305,7 @@ impl Files {
                     "-U",
                     "none",
                 ]);
-                command.args(["-m", &program.mtu().to_string(), "--runas", "0", "--netns-only", "--netns"]);
+                command.args(["--runas", "0", "--netns-only", "--netns"]);
                 command.arg(Path::new("/run/netns").join(&site.app));
                 command
             }
@@ -327,11 +333,12 @@ impl Files {
         command
     }
 
-    /// Its defaults, but for device, server, MTU and the limit on open files.
+    /// Its defaults, but for device, server, MTU and the limit on open files; and pipelining, without which each of its greetings waits
+    /// 200 ms in the kernel (MSG_MORE, and nothing follows).
     fn configure_hev(&self, program: Program, proxy: SocketAddrV4) -> Res<PathBuf> {
         let file = self.dir.path().join(format!("{}.yml", program.name()));
         let text = format!(
-            "tunnel:\n  name: {DEVICE}\n  mtu: {}\n  ipv4: 198.18.0.1\nsocks5:\n  address: {}\n  port: {}\n  udp: 'udp'\n\
+            "tunnel:\n  name: {DEVICE}\n  mtu: {}\n  ipv4: 198.18.0.1\nsocks5:\n  address: {}\n  port: {}\n  udp: 'udp'\n  pipeline: true\n\
              misc:\n  log-file: stderr\n  log-level: error\n  limit-nofile: {}\n",
             program.mtu(),
             proxy.ip(),

@@ -100,6 +100,13 @@ impl Values {
         *self.failures.entry(format!("{}: {name}: {error}", program.name())).or_default() += 1;
     }
 
+    /// Whether the measurement `name` has failed twice and never come off.
+    pub(crate) fn is_hopeless(&self, name: &str, program: Program) -> bool {
+        let of = |key: &str| key.split('.').next() == Some(name);
+        self.failed.get(&(name.to_owned(), program)).is_some_and(|times| *times >= 2)
+            && !self.values.keys().any(|(key, whose)| *whose == program && of(key))
+    }
+
     /// Something cannot be measured here.
     pub(crate) fn note(&mut self, note: String) {
         if !self.notes.contains(&note) {
