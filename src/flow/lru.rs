@@ -2,9 +2,9 @@
 //!
 //! # Theory of operation
 //!
-//! A doubly linked list through a vector that has one link for each slab index: whatever is touched moves to the
-//! newest end, in constant time and without allocation. The vector is as long as the largest index that was ever in the list.
+//! A doubly linked list through one link for each slab index that is in it: whatever is touched moves to the newest end, in constant time.
 
+use super::paged::Paged;
 use core::fmt;
 
 /// No neighbour.
@@ -22,7 +22,8 @@ const OUTSIDE: Link = Link { older: ABSENT, newer: NIL };
 
 /// An intrusive doubly linked list over slab indices, oldest first.
 pub struct LruList {
-    links: Vec<Link>,
+    /// Claimed while they are in the list.
+    links: Paged<Link>,
     oldest: u32,
     newest: u32,
     len: usize,
@@ -43,7 +44,7 @@ impl fmt::Debug for LruList {
 impl LruList {
     /// An empty list.
     pub fn new() -> LruList {
-        LruList { links: Vec::new(), oldest: NIL, newest: NIL, len: 0 }
+        LruList { links: Paged::new(OUTSIDE), oldest: NIL, newest: NIL, len: 0 }
     }
 
     /// Makes `index` the most recently used, adding it when new.
@@ -52,35 +53,52 @@ impl LruList {
         if index == self.newest || index >= ABSENT {
             return;
         }
-        self.remove(index);
-        if self.links.len() <= index as usize {
-            self.links.resize(index as usize + 1, OUTSIDE);
+        match self.link(index) {
+            Some(link) => self.unlink(link),
+            None => {
+                self.links.claim(index);
+                self.len += 1;
+            }
         }
-        self.links[index as usize] = Link { older: self.newest, newer: NIL };
-        match self.links.get_mut(self.newest as usize) {
-            Some(link) => link.newer = index,
-            None => self.oldest = index,
+        let older = self.newest;
+        self.links[index] = Link { older, newer: NIL };
+        match older {
+            NIL => self.oldest = index,
+            older => self.links[older].newer = index,
         }
         self.newest = index;
-        self.len += 1;
+    }
+
+    /// The link of an index that is in the list.
+    fn link(&self, index: u32) -> Option<Link> {
+        self.links.get(index).filter(|link| link.older != ABSENT).copied()
+    }
+
+    /// Closes the gap that `link` leaves.
+    fn unlink(&mut self, link: Link) {
+        let Link { older, newer } = link;
+        match older {
+            NIL => self.oldest = newer,
+            older => self.links[older].newer = newer,
+        }
+        match newer {
+            NIL => self.newest = older,
+            newer => self.links[newer].older = older,
+        }
     }
 
     /// Takes `index` out, if it is in.
     pub fn remove(&mut self, index: u32) {
-        let Some(link) = self.links.get_mut(index as usize) else { return };
-        let Link { older, newer } = core::mem::replace(link, OUTSIDE);
-        if older == ABSENT {
-            return;
+        if let Some(link) = self.link(index) {
+            self.unlink(link);
+            self.links.release(index);
+            self.len -= 1;
         }
-        self.len -= 1;
-        match self.links.get_mut(older as usize) {
-            Some(link) => link.newer = newer,
-            None => self.oldest = newer,
-        }
-        match self.links.get_mut(newer as usize) {
-            Some(link) => link.older = older,
-            None => self.newest = older,
-        }
+    }
+
+    /// Octets of its memory.
+    pub fn octets(&self) -> usize {
+        self.links.octets()
     }
 
     /// The least recently used index.
@@ -126,7 +144,7 @@ mod tests {
         list.touch(u32::MAX - 1);
         list.remove(u32::MAX);
         assert_eq!(list.oldest(), None);
-        assert!(list.links.is_empty());
+        assert_eq!(list.octets(), 0);
     }
 
     proptest! {

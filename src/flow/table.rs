@@ -1,31 +1,20 @@
-//! A slab with a keyed-hash index and generations.
+//! Entries found by key or by id, at most so many of them.
 //!
 //! # Theory of operation
 //!
-//! Entries live in slots of one vector and are named by slot and generation ([`FlowId`]). A slot that is
-//! given up goes to the head of a free list that runs through the slots themselves, and its generation
-//! moves on: an id that outlives its entry, in a timer or in a poll token, resolves to nothing instead of to the
-//! successor. A slot whose generations are used up is retired, so that holds without end.
+//! Keys and entries lie in a [`Slab`] and are named by slot and generation ([`FlowId`]). A [`HashIndex`] leads from the hash of a key to
+//! its slot; the key itself is there once. The hash is keyed, since keys hold addresses and ports that others choose, and the index is never
+//! walked: its order would differ from run to run.
 //!
-//! The index maps keys to slots. Its hash is keyed, since keys hold addresses and ports that others choose, and
-//! the index is never walked: its order would differ from run to run.
-//!
-//! Cost: one hash for insert, find and remove, none for access by id. Memory grows with the largest number of
-//! entries ever held at once and is kept.
+//! Cost: one hash for insert, find and remove, none for access by id. Memory follows the number of entries, up and down.
 
+use super::index::HashIndex;
+use super::slab::Slab;
 use crate::rng::KeyedHash;
 use core::fmt;
-use core::hash::Hash;
-use std::collections::HashMap;
-use std::collections::hash_map;
+use core::hash::{BuildHasher, Hash};
 
-/// Ends the free list.
-const NIL: u32 = u32::MAX;
-
-/// The first generation of a slot: not 0, so that no small number taken for [`FlowId::to_bits`] names an entry.
-const FIRST_GENERATION: u32 = 1;
-
-/// Names an entry of a [`FlowTable`] for as long as it lives: index and generation.
+/// Names an entry of a [`FlowTable`] or a [`Slab`] for as long as it lives: index and generation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FlowId {
     index: u32,
@@ -33,9 +22,18 @@ pub struct FlowId {
 }
 
 impl FlowId {
+    pub(super) const fn new(index: u32, generation: u32) -> FlowId {
+        FlowId { index, generation }
+    }
+
     /// The slab index: dense, reused after the entry is gone; what a [`super::TimerWheel`] takes.
     pub const fn index(self) -> u32 {
         self.index
+    }
+
+    /// Which of the entries at its index this is; never `u32::MAX`.
+    pub(super) const fn generation(self) -> u32 {
+        self.generation
     }
 
     /// Index and generation in one word, for a poll token.
@@ -49,32 +47,18 @@ impl FlowId {
     }
 }
 
-/// What a slot holds.
-enum Content<K, T> {
-    /// An entry.
-    Live(K, T),
-    /// Nothing; the next free slot, or [`NIL`].
-    Free(u32),
-}
-
-struct Slot<K, T> {
-    /// Of the entry, or of the next one when there is none.
-    generation: u32,
-    content: Content<K, T>,
-}
-
 /// Entries of type `T`, found by key or by id, at most `capacity` of them.
 pub struct FlowTable<K, T> {
-    slots: Vec<Slot<K, T>>,
-    index: HashMap<K, u32, KeyedHash>,
-    free: u32,
+    slab: Slab<(K, T)>,
+    index: HashIndex,
+    hash: KeyedHash,
     capacity: usize,
 }
 
 impl<K, T> fmt::Debug for FlowTable<K, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FlowTable")
-            .field("len", &self.index.len())
+            .field("len", &self.slab.len())
             .field("capacity", &self.capacity)
             .finish_non_exhaustive()
     }
@@ -84,107 +68,74 @@ impl<K: Hash + Eq + Copy, T> FlowTable<K, T> {
     /// An empty table for at most `capacity` entries, indexed under `hash`.
     /// Memory is taken as entries come, not beforehand.
     pub fn new(capacity: usize, hash: KeyedHash) -> FlowTable<K, T> {
-        FlowTable { slots: Vec::new(), index: HashMap::with_hasher(hash), free: NIL, capacity }
+        FlowTable { slab: Slab::new(), index: HashIndex::default(), hash, capacity }
     }
 
     /// Adds an entry. Gives it back when the table is full or the key is taken.
     pub fn insert(&mut self, key: K, value: T) -> Result<FlowId, T> {
-        // Retired slots alone could bring the slab to the end of its indices, after 2^64 removals.
-        if self.is_full() || (self.free == NIL && self.slots.len() >= NIL as usize) {
+        let hash = self.hash_of(&key);
+        if self.is_full() || self.find_hashed(hash, &key).is_some() {
             return Err(value);
         }
-        let hash_map::Entry::Vacant(place) = self.index.entry(key) else {
-            return Err(value);
-        };
-        let content = Content::Live(key, value);
-        let id = match self.slots.get_mut(self.free as usize) {
-            Some(slot) => {
-                let id = FlowId { index: self.free, generation: slot.generation };
-                if let Content::Free(next) = core::mem::replace(&mut slot.content, content) {
-                    self.free = next;
-                }
-                id
-            }
-            None => {
-                let id = FlowId { index: self.slots.len() as u32, generation: FIRST_GENERATION };
-                self.slots.push(Slot { generation: FIRST_GENERATION, content });
-                id
-            }
-        };
-        place.insert(id.index);
+        let id = self.slab.insert((key, value)).map_err(|(_, value)| value)?;
+        self.index.insert(hash, id.index());
         Ok(id)
+    }
+
+    fn hash_of(&self, key: &K) -> u32 {
+        self.hash.hash_one(key) as u32
+    }
+
+    fn find_hashed(&self, hash: u32, key: &K) -> Option<FlowId> {
+        let is = |index| self.slab.entry_at(index).is_some_and(|(_, (other, _))| other == key);
+        self.slab.id_at(self.index.find(hash, is)?)
     }
 
     /// The id under `key`.
     pub fn find(&self, key: &K) -> Option<FlowId> {
-        self.id_at(*self.index.get(key)?)
+        self.find_hashed(self.hash_of(key), key)
     }
 
     /// The entry, unless it is gone.
     pub fn get(&self, id: FlowId) -> Option<&T> {
-        self.entry(id).map(|(_, value)| value)
+        self.slab.get(id).map(|(_, value)| value)
     }
 
     /// The entry, unless it is gone.
     pub fn get_mut(&mut self, id: FlowId) -> Option<&mut T> {
-        match self.slots.get_mut(id.index as usize) {
-            Some(Slot { generation, content: Content::Live(_, value) }) if *generation == id.generation => {
-                Some(value)
-            }
-            Some(_) | None => None,
-        }
+        self.slab.get_mut(id).map(|(_, value)| value)
     }
 
     /// The key of an entry.
     pub fn key(&self, id: FlowId) -> Option<&K> {
-        self.entry(id).map(|(key, _)| key)
+        self.slab.get(id).map(|(key, _)| key)
     }
 
     /// The live id at a slab index, as a timer wheel gives it back.
     pub fn id_at(&self, index: u32) -> Option<FlowId> {
-        let slot = self.slots.get(index as usize)?;
-        match slot.content {
-            Content::Live(..) => Some(FlowId { index, generation: slot.generation }),
-            Content::Free(_) => None,
-        }
+        self.slab.id_at(index)
     }
 
     /// Removes an entry.
     pub fn remove(&mut self, id: FlowId) -> Option<(K, T)> {
-        let slot = self.slots.get_mut(id.index as usize)?;
-        if slot.generation != id.generation || matches!(slot.content, Content::Free(_)) {
-            return None;
-        }
-        let content = core::mem::replace(&mut slot.content, Content::Free(NIL));
-        // A slot without a generation left stays empty and outside the free list for good.
-        if let Some(next) = slot.generation.checked_add(1) {
-            slot.generation = next;
-            slot.content = Content::Free(self.free);
-            self.free = id.index;
-        }
-        match content {
-            Content::Live(key, value) => {
-                self.index.remove(&key);
-                Some((key, value))
-            }
-            Content::Free(_) => None,
-        }
+        let (key, value) = self.slab.remove(id)?;
+        self.index.remove(self.hash_of(&key), id.index());
+        Some((key, value))
     }
 
     /// Entries at present.
     pub fn len(&self) -> usize {
-        self.index.len()
+        self.slab.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.slab.is_empty()
     }
 
-    /// One more than the largest index ever in use: where a walk by [`FlowTable::id_at`] ends.
+    /// One more than the largest index in use, or a little more: where a walk by [`FlowTable::id_at`] ends.
     pub fn slots(&self) -> u32 {
-        // Inserting stops before indices run out.
-        self.slots.len() as u32
+        self.slab.slots()
     }
 
     /// Entries at most.
@@ -199,19 +150,12 @@ impl<K: Hash + Eq + Copy, T> FlowTable<K, T> {
 
     /// All ids in slab order. Cost: the whole slab; for shutdown and for reports.
     pub fn ids(&self) -> impl Iterator<Item = FlowId> + '_ {
-        (0u32..).zip(&self.slots).filter_map(|(index, slot)| match slot.content {
-            Content::Live(..) => Some(FlowId { index, generation: slot.generation }),
-            Content::Free(_) => None,
-        })
+        self.slab.ids()
     }
 
-    fn entry(&self, id: FlowId) -> Option<(&K, &T)> {
-        match self.slots.get(id.index as usize) {
-            Some(Slot { generation, content: Content::Live(key, value) }) if *generation == id.generation => {
-                Some((key, value))
-            }
-            Some(_) | None => None,
-        }
+    /// Octets of slots and index.
+    pub fn octets(&self) -> usize {
+        self.slab.octets() + self.index.octets()
     }
 }
 
@@ -251,19 +195,6 @@ mod tests {
         assert_eq!(table.insert(3, 30), Err(30));
         assert_eq!(table.len(), 2);
         assert_eq!(table.find(&3), None);
-    }
-
-    #[test]
-    fn a_slot_without_generations_left_is_retired() {
-        let mut table = table(1);
-        let id = table.insert(1, 10).unwrap();
-        table.slots[0].generation = u32::MAX;
-        let last = FlowId { index: id.index, generation: u32::MAX };
-        assert_eq!(table.remove(last), Some((1, 10)));
-        assert_eq!(table.get(last), None);
-        let next = table.insert(1, 11).unwrap();
-        assert_eq!(next.index(), 1);
-        assert_eq!(table.ids().collect::<Vec<_>>(), [next]);
     }
 
     #[test]

@@ -13,11 +13,12 @@
 //! - when `elapsed` reaches the start of a slot of a higher wheel, the slot's deadlines move to lower wheels
 //!   ("cascade"), each at most once per wheel of its life.
 //!
-//! Ten digits hold every [`Instant`], so no deadline is too far.
+//! Eight digits hold nine thousand years; what is further is due then.
 //!
 //! A slot is a circular list through the nodes, which are indexed by slab index: setting and cancelling unlink and
-//! link in constant time and allocate only when an index is the largest so far. 24 octets for each index.
+//! link in constant time. 16 octets for each index that has a deadline, in pages.
 
+use super::paged::Paged;
 use crate::time::Instant;
 use core::fmt;
 
@@ -25,35 +26,54 @@ use core::fmt;
 const BITS: u32 = 6;
 /// Slots of one wheel.
 const SLOTS: usize = 1 << BITS;
-/// Wheels: enough digits for every number of milliseconds in an [`Instant`].
-const WHEELS: usize = 10;
-/// The last tick that [`Instant`] can express.
-const LAST_TICK: u64 = u64::MAX / 1_000;
+/// Wheels: a digit each.
+const WHEELS: usize = 8;
+/// The end of time.
+const LAST_TICK: u64 = (1 << (BITS * WHEELS as u32)) - 1;
 /// No node.
 const NIL: u32 = u32::MAX;
 /// In [`Node::place`]: no deadline.
 const UNSET: u16 = u16::MAX;
 
-const _: () = assert!(LAST_TICK >> (BITS * WHEELS as u32) == 0, "a wheel for each digit of a tick");
+const _: () = assert!(LAST_TICK >> 48 == 0, "a tick fits in 48 bits");
 const _: () = assert!(WHEELS * SLOTS < UNSET as usize, "a place fits in 16 bits");
-const _: () = assert!(size_of::<Node>() == 24);
+/// What a deadline costs.
+const _: () = assert!(size_of::<Node>() == 16);
 
 #[derive(Clone, Copy)]
 struct Node {
-    /// The deadline.
-    tick: u64,
+    /// The deadline, a tick.
+    tick_low: u32,
+    tick_high: u16,
+    /// Wheel and slot, or [`UNSET`].
+    place: u16,
     /// Neighbours in the circle of the slot.
     prev: u32,
     next: u32,
-    /// Wheel and slot, or [`UNSET`].
-    place: u16,
 }
 
-const IDLE: Node = Node { tick: 0, prev: NIL, next: NIL, place: UNSET };
+const IDLE: Node = Node { tick_low: 0, tick_high: 0, place: UNSET, prev: NIL, next: NIL };
+
+impl Node {
+    fn tick(&self) -> u64 {
+        u64::from(self.tick_high) << 32 | u64::from(self.tick_low)
+    }
+
+    /// The same for another tick, which is at most [`LAST_TICK`].
+    fn with_tick(self, tick: u64) -> Node {
+        Node { tick_low: tick as u32, tick_high: (tick >> 32) as u16, ..self }
+    }
+}
+
+/// A tick: at most the last one.
+fn tick_of(millis: u64) -> u64 {
+    millis.min(LAST_TICK)
+}
 
 /// Deadlines by slab index, rounded up to a millisecond.
 pub struct TimerWheel {
-    nodes: Vec<Node>,
+    /// Claimed while they have a deadline.
+    nodes: Paged<Node>,
     /// The first node of each slot, or [`NIL`]; wheel after wheel.
     heads: Box<[u32]>,
     /// Which slots of a wheel have nodes.
@@ -80,7 +100,7 @@ impl TimerWheel {
     /// An empty wheel.
     pub fn new() -> TimerWheel {
         TimerWheel {
-            nodes: Vec::new(),
+            nodes: Paged::new(IDLE),
             heads: vec![NIL; WHEELS * SLOTS].into_boxed_slice(),
             occupied: [0; WHEELS],
             wheels: 0,
@@ -94,29 +114,39 @@ impl TimerWheel {
         if index == NIL {
             return;
         }
-        let tick = deadline.as_micros().div_ceil(1_000).clamp(self.elapsed, LAST_TICK);
-        if self.nodes.len() <= index as usize {
-            self.nodes.resize(index as usize + 1, IDLE);
+        let tick = tick_of(deadline.as_micros().div_ceil(1_000)).max(self.elapsed);
+        match self.node(index) {
+            // Moving a deadline to where it is costs nothing: a busy flow sets the same one for each packet.
+            Some(node) if node.tick() == tick => return,
+            Some(node) => self.unlink(index, node),
+            None => {
+                self.nodes.claim(index);
+            }
         }
-        let node = &mut self.nodes[index as usize];
-        // Moving a deadline to where it is costs nothing: a busy flow sets the same one for each packet.
-        if node.place != UNSET && node.tick == tick {
-            return;
-        }
-        self.unlink(index);
-        self.nodes[index as usize].tick = tick;
-        self.link(index);
+        self.link(index, tick);
+    }
+
+    /// The node of an index that has a deadline.
+    fn node(&self, index: u32) -> Option<Node> {
+        self.nodes.get(index).filter(|node| node.place != UNSET).copied()
     }
 
     /// Removes the deadline of `index`, if it has one.
     pub fn cancel(&mut self, index: u32) {
-        self.unlink(index);
+        if let Some(node) = self.node(index) {
+            self.unlink(index, node);
+            self.nodes.release(index);
+        }
+    }
+
+    /// Octets of its memory.
+    pub fn octets(&self) -> usize {
+        self.nodes.octets() + size_of_val(&*self.heads)
     }
 
     /// The deadline of `index`.
     pub fn deadline(&self, index: u32) -> Option<Instant> {
-        let node = self.nodes.get(index as usize)?;
-        (node.place != UNSET).then(|| Instant::from_millis(node.tick))
+        self.node(index).map(|node| Instant::from_millis(node.tick()))
     }
 
     /// When [`TimerWheel::pop`] should be called next: never later than the earliest deadline; it may be earlier.
@@ -128,7 +158,7 @@ impl TimerWheel {
     /// Takes one index whose deadline is not after `now`; none left gives `None`. Earlier ticks come first, and
     /// within a tick no order is promised.
     pub fn pop(&mut self, now: Instant) -> Option<u32> {
-        let now = now.as_millis();
+        let now = tick_of(now.as_millis());
         while let Some((place, start)) = self.first_slot() {
             if start > now {
                 break;
@@ -136,7 +166,7 @@ impl TimerWheel {
             self.elapsed = start;
             let index = self.heads[usize::from(place)];
             if usize::from(place) < SLOTS {
-                self.unlink(index);
+                self.cancel(index);
                 return Some(index);
             }
             self.cascade(place);
@@ -167,14 +197,14 @@ impl TimerWheel {
             if index == NIL {
                 break;
             }
-            self.unlink(index);
-            self.link(index);
+            let node = self.nodes[index];
+            self.unlink(index, node);
+            self.link(index, node.tick());
         }
     }
 
-    /// Appends a node without a place to the slot for its tick.
-    fn link(&mut self, index: u32) {
-        let tick = self.nodes[index as usize].tick;
+    /// Appends a node that is in no slot to the one for `tick`.
+    fn link(&mut self, index: u32, tick: u64) {
         // At least one digit: equal ticks belong to wheel 0.
         let differing = (tick ^ self.elapsed) | (SLOTS as u64 - 1);
         let wheel = differing.ilog2() / BITS;
@@ -187,21 +217,16 @@ impl TimerWheel {
             self.wheels |= 1 << wheel;
             (index, index)
         } else {
-            let tail = core::mem::replace(&mut self.nodes[head as usize].prev, index);
-            self.nodes[tail as usize].next = index;
+            let tail = core::mem::replace(&mut self.nodes[head].prev, index);
+            self.nodes[tail].next = index;
             (tail, head)
         };
-        self.nodes[index as usize] = Node { tick, prev, next, place: place as u16 };
+        self.nodes[index] = Node { prev, next, place: place as u16, ..IDLE }.with_tick(tick);
     }
 
-    /// Takes a node out of its slot, if it is in one.
-    fn unlink(&mut self, index: u32) {
-        let Some(node) = self.nodes.get_mut(index as usize) else { return };
-        let Node { prev, next, place, .. } = *node;
-        if place == UNSET {
-            return;
-        }
-        node.place = UNSET;
+    /// Takes `node`, that of `index`, out of its slot.
+    fn unlink(&mut self, index: u32, node: Node) {
+        let Node { prev, next, place, .. } = node;
         let place = usize::from(place);
         if next == index {
             let (wheel, slot) = (place / SLOTS, place % SLOTS);
@@ -212,8 +237,8 @@ impl TimerWheel {
             }
             return;
         }
-        self.nodes[prev as usize].next = next;
-        self.nodes[next as usize].prev = prev;
+        self.nodes[prev].next = next;
+        self.nodes[next].prev = prev;
         if self.heads[place] == index {
             self.heads[place] = next;
         }
@@ -248,7 +273,7 @@ mod tests {
     #[test]
     fn one_that_sleeps_until_the_next_deadline_gets_there_in_few_steps() {
         let far =
-            [Duration::from_secs(7_440), Duration::from_secs(86_400 * 400), Duration::from_secs(1 << 40)];
+            [Duration::from_secs(7_440), Duration::from_secs(86_400 * 400), Duration::from_secs(1 << 37)];
         for wait in far {
             let mut wheel = TimerWheel::new();
             let mut now = Instant::from_micros(123_456_789);

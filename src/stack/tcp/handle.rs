@@ -97,11 +97,11 @@ impl<'a> Tcp<'a> {
     }
 
     /// The first `octets` of [`Tcp::send_buf`] have been filled and are to be sent.
-    pub fn commit(&mut self, octets: usize, _now: Instant) {
+    pub fn commit(&mut self, octets: usize, now: Instant) {
         if let Some(Slot::Open(tcb)) = self.layer.table.get_mut(self.flow) {
             tcb.send.commit(octets);
         }
-        self.layer.schedule(self.flow);
+        self.layer.schedule(self.flow, now);
     }
 
     /// Octets committed and not yet acknowledged by the app's kernel.
@@ -113,13 +113,13 @@ impl<'a> Tcp<'a> {
     }
 
     /// Sends FIN after everything committed. The other direction goes on. Calling it again does nothing.
-    pub fn shutdown(&mut self, _now: Instant) {
+    pub fn shutdown(&mut self, now: Instant) {
         if let Some(tcb) = self.layer.awake(self.flow)
             && tcb.fin == Fin::None
         {
             tcb.fin = Fin::Queued;
         }
-        self.layer.schedule(self.flow);
+        self.layer.schedule(self.flow, now);
     }
 
     /// Sends RST and forgets the flow; no event follows.

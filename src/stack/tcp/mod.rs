@@ -18,7 +18,8 @@
 //! [`ControlQueue`].
 //!
 //! Each connection has one deadline in the timer wheel: the earliest of its own. It is only moved when it becomes earlier; one that comes
-//! too early is looked at and set again, which is cheaper than moving it with every segment.
+//! too early is looked at and set again, which is cheaper than moving it with every segment. A connection that then has nothing under way rests,
+//! and one that is awake is looked at soon enough.
 //!
 //! # Files
 //!
@@ -47,7 +48,7 @@ use super::egress::ip_header;
 use super::{Closed, DropReason, Ingress, Offload, StackConfig, StackEvent, Stats, TcpConfig, Transmit};
 use crate::flow::{FlowId, FlowKey, FlowTable, LruList, TimerWheel};
 use crate::rng::{KeyedHash, Rng};
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::checksum::Checksum;
 use crate::wire::ip::{IpPacket, protocol};
 use crate::wire::tcp::{SackBlocks, TcpFlags, TcpOptions, TcpSegment};
@@ -80,6 +81,10 @@ pub(super) enum Slot {
 const _: () = assert!(size_of::<Slot>() <= 160);
 /// What one costs in addition while anything is under way.
 const _: () = assert!(size_of::<Tcb>() <= 640);
+
+/// How long a connection that was woken stays awake at least, unless a timer of its own runs out: one that is in use does not
+/// change its form with each segment.
+const AWAKE: Duration = Duration::from_millis(50);
 
 /// What an ICMP error says about a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -183,7 +188,7 @@ impl TcpLayer {
         };
         let mut cx = Context { config: &self.config.tcp, pool: &mut self.pool, stats, now };
         let outcome = tcb.handle_segment(segment, &mut cx);
-        self.schedule(flow);
+        self.schedule(flow, now);
         let outcome = outcome?;
         if outcome.readable {
             self.events.push_back(StackEvent::Readable { flow });
@@ -222,7 +227,7 @@ impl TcpLayer {
             tcb.forced = tcb::Forced::Retransmit;
             tcb.restart_loss_timer(None, now);
         }
-        self.schedule(flow);
+        self.schedule(flow, now);
         Ok(())
     }
 
@@ -248,7 +253,10 @@ impl TcpLayer {
                             self.reset(flow, key, control, stats, now);
                             self.end(flow, why, control, now);
                         }
-                        None => self.schedule(flow),
+                        None => {
+                            self.schedule(flow, now);
+                            self.rest(flow);
+                        }
                     }
                 }
                 Some(Slot::TimeWait(entry)) if entry.until > now => self.timers.set(index, entry.until),
@@ -301,7 +309,7 @@ impl TcpLayer {
                 }
                 None => {
                     tcb.queued = false;
-                    self.settle(flow);
+                    self.rearm(flow, now);
                 }
             }
         };
@@ -416,7 +424,7 @@ impl TcpLayer {
         if tcb.over().is_some() {
             self.end(flow, Closed::Finished, control, now);
         } else {
-            self.schedule(flow);
+            self.schedule(flow, now);
         }
     }
 
@@ -436,7 +444,7 @@ impl TcpLayer {
     }
 
     /// After anything changed: into the queue if there is something to send, timer set, memory given back, the writer told.
-    pub(super) fn schedule(&mut self, flow: FlowId) {
+    pub(super) fn schedule(&mut self, flow: FlowId, now: Instant) {
         let Some(Slot::Open(tcb)) = self.table.get_mut(flow) else { return };
         if !tcb.queued && tcb.wants_to_send() {
             tcb.queued = true;
@@ -450,21 +458,28 @@ impl TcpLayer {
             tcb.send.release(&mut self.pool);
             tcb.flight.release_if_empty();
         }
-        self.settle(flow);
+        self.rearm(flow, now);
     }
 
-    /// Sets the timer, and lets a connection rest that has nothing under way.
-    fn settle(&mut self, flow: FlowId) {
-        let Some(slot) = self.table.get_mut(flow) else { return };
-        let Slot::Open(tcb) = slot else { return };
-        let deadline = tcb.deadline(&self.config.tcp);
+    /// Sets the timer. A connection that is awake is looked at before long, whether it may rest.
+    fn rearm(&mut self, flow: FlowId, now: Instant) {
+        let Some(Slot::Open(tcb)) = self.table.get(flow) else { return };
+        let deadline = tcb.deadline(&self.config.tcp).min(now + AWAKE);
         if self.timers.deadline(flow.index()).is_none_or(|armed| deadline < armed) {
             self.timers.set(flow.index(), deadline);
         }
+    }
+
+    /// Lets a connection rest that has nothing under way.
+    fn rest(&mut self, flow: FlowId) {
+        let Some(slot) = self.table.get_mut(flow) else { return };
+        let Slot::Open(tcb) = slot else { return };
+        let deadline = tcb.deadline(&self.config.tcp);
         if let Some(resting) = tcb.rest()
             && let Slot::Open(block) = core::mem::replace(slot, Slot::Resting(resting))
         {
             self.blocks.give(block);
+            self.timers.set(flow.index(), deadline);
         }
     }
 

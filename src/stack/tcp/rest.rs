@@ -2,7 +2,7 @@
 //!
 //! A connection with something in flight, buffered, owed or timed needs a whole [`Tcb`]. One at rest needs only what the next segment
 //! is judged by, and that is all that is kept: [`Resting`] lies in the table itself, and the block goes back to be used by another
-//! ([`Blocks`]). It rests as soon as there is nothing left to do, and wakes with the first segment or call; both copy a hundred and fifty octets.
+//! ([`Blocks`]). It rests when it is looked at and there is nothing left to do, and wakes with the first segment or call.
 //!
 //! [`Tcb::rest`] names every variable of a block: one that is added does not compile until it is decided whether it is kept, or keeps the
 //! connection awake.

@@ -1,0 +1,165 @@
+//! From the hash of a key to the index of its slot, for keys that lie in a slab already.
+//!
+//! Open addressing with linear probing: a bucket holds 32 bits of the hash and the index, so that other entries are seldom looked at, and what
+//! is removed closes its gap at once, so that a search never grows longer than what is there makes it. The number of buckets is a power of
+//! two, doubled when thirteen in sixteen are taken and halved when only one in eight is: ten to twenty octets for an entry.
+
+/// No slot.
+const NIL: u32 = u32::MAX;
+
+/// Buckets at least, once there is an entry.
+const FEWEST: usize = 16;
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    hash: u32,
+    slot: u32,
+}
+
+const FREE: Bucket = Bucket { hash: 0, slot: NIL };
+
+/// Slots by hash.
+#[derive(Default)]
+pub(super) struct HashIndex {
+    buckets: Box<[Bucket]>,
+    len: usize,
+}
+
+impl HashIndex {
+    /// The slot under `hash` that `is` says is the one.
+    #[inline]
+    pub(super) fn find(&self, hash: u32, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
+        let mask = self.buckets.len().checked_sub(1)?;
+        let mut at = hash as usize & mask;
+        loop {
+            // Some buckets are always free.
+            let bucket = self.buckets[at];
+            if bucket.slot == NIL {
+                return None;
+            }
+            if bucket.hash == hash && is(bucket.slot) {
+                return Some(bucket.slot);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    /// Adds a slot whose key is not there yet.
+    pub(super) fn insert(&mut self, hash: u32, slot: u32) {
+        if (self.len + 1) * 16 > self.buckets.len() * 13 {
+            self.resize((self.buckets.len() * 2).max(FEWEST));
+        }
+        self.len += 1;
+        self.put(Bucket { hash, slot });
+    }
+
+    fn put(&mut self, bucket: Bucket) {
+        let mask = self.buckets.len() - 1;
+        let mut at = bucket.hash as usize & mask;
+        while self.buckets[at].slot != NIL {
+            at = (at + 1) & mask;
+        }
+        self.buckets[at] = bucket;
+    }
+
+    /// Removes `slot`, which is under `hash`.
+    pub(super) fn remove(&mut self, hash: u32, slot: u32) {
+        let Some(mask) = self.buckets.len().checked_sub(1) else { return };
+        let mut gap = hash as usize & mask;
+        while self.buckets[gap].slot != slot {
+            if self.buckets[gap].slot == NIL {
+                return;
+            }
+            gap = (gap + 1) & mask;
+        }
+        // What comes behind moves up, unless that would put it before the place where it is looked for first.
+        let mut at = gap;
+        loop {
+            at = (at + 1) & mask;
+            let bucket = self.buckets[at];
+            if bucket.slot == NIL {
+                break;
+            }
+            let home = bucket.hash as usize & mask;
+            if at.wrapping_sub(home) & mask >= at.wrapping_sub(gap) & mask {
+                self.buckets[gap] = bucket;
+                gap = at;
+            }
+        }
+        self.buckets[gap] = FREE;
+        self.len -= 1;
+        if self.len * 8 < self.buckets.len() && self.buckets.len() > FEWEST {
+            self.resize(self.buckets.len() / 2);
+        }
+    }
+
+    fn resize(&mut self, buckets: usize) {
+        let old = core::mem::replace(&mut self.buckets, vec![FREE; buckets].into_boxed_slice());
+        for bucket in old.iter().filter(|bucket| bucket.slot != NIL) {
+            self.put(*bucket);
+        }
+    }
+
+    /// Entries.
+    #[cfg(test)]
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Octets of all buckets.
+    pub(super) fn octets(&self) -> usize {
+        size_of_val(&*self.buckets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn memory_follows_what_is_in_use() {
+        let mut index = HashIndex::default();
+        for slot in 0..100_000u32 {
+            index.insert(slot.wrapping_mul(0x9e37_79b9), slot);
+        }
+        assert!(index.octets() <= 100_000 * 20, "{}", index.octets());
+        for slot in 0..100_000u32 {
+            assert_eq!(index.find(slot.wrapping_mul(0x9e37_79b9), |found| found == slot), Some(slot));
+            index.remove(slot.wrapping_mul(0x9e37_79b9), slot);
+        }
+        assert_eq!((index.len(), index.octets()), (0, FEWEST * 8));
+    }
+
+    proptest! {
+        /// Few hashes and many slots, so that probes collide and wrap around the end.
+        #[test]
+        fn the_index_agrees_with_a_list(operations in prop::collection::vec((any::<bool>(), 0u32..64, 0u32..24), 0..400)) {
+            let mut index = HashIndex::default();
+            let mut model: Vec<(u32, u32)> = Vec::new();
+            for (insert, slot, hash) in operations {
+                // Hashes near the end of every table.
+                let hash = u32::MAX - hash / 3;
+                let known = model.iter().position(|(_, other)| *other == slot);
+                match (insert, known) {
+                    (true, None) => {
+                        index.insert(hash, slot);
+                        model.push((hash, slot));
+                    }
+                    (false, Some(at)) => {
+                        let (hash, slot) = model.swap_remove(at);
+                        index.remove(hash, slot);
+                    }
+                    (true, Some(_)) => {}
+                    // Not there: nothing happens.
+                    (false, None) => index.remove(hash, slot),
+                }
+                prop_assert_eq!(index.len(), model.len());
+                for (hash, slot) in &model {
+                    prop_assert_eq!(index.find(*hash, |found| found == *slot), Some(*slot));
+                }
+                prop_assert_eq!(index.find(hash, |_| false), None);
+            }
+        }
+    }
+}
