@@ -15,9 +15,9 @@ pub mod slab;
 pub mod table;
 pub mod wheel;
 
+pub use self::slab::Slab;
 pub use lru::LruList;
 pub use paged::Paged;
-pub use slab::Slab;
 pub use table::{FlowId, FlowTable};
 pub use wheel::TimerWheel;
 

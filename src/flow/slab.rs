@@ -103,6 +103,7 @@ impl<T> Slab<T> {
     }
 
     /// Adds an entry. Gives it back when there is no index left.
+    #[inline]
     pub fn insert(&mut self, value: T) -> Result<FlowId, T> {
         let Some(number) = self.page_with_room() else { return Err(value) };
         let page = self.pages[number].get_or_insert_with(|| Page::new(self.generation));

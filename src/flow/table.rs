@@ -86,9 +86,12 @@ impl<K: Hash + Eq + Copy, T> FlowTable<K, T> {
         self.hash.hash_one(key) as u32
     }
 
+    #[inline]
     fn find_hashed(&self, hash: u32, key: &K) -> Option<FlowId> {
-        let is = |index| self.slab.entry_at(index).is_some_and(|(_, (other, _))| other == key);
-        self.slab.id_at(self.index.find(hash, is)?)
+        self.index.find(hash, |index| match self.slab.entry_at(index) {
+            Some((id, (other, _))) if other == key => Some(id),
+            Some(_) | None => None,
+        })
     }
 
     /// The id under `key`.
@@ -97,11 +100,13 @@ impl<K: Hash + Eq + Copy, T> FlowTable<K, T> {
     }
 
     /// The entry, unless it is gone.
+    #[inline]
     pub fn get(&self, id: FlowId) -> Option<&T> {
         self.slab.get(id).map(|(_, value)| value)
     }
 
     /// The entry, unless it is gone.
+    #[inline]
     pub fn get_mut(&mut self, id: FlowId) -> Option<&mut T> {
         self.slab.get_mut(id).map(|(_, value)| value)
     }

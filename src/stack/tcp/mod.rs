@@ -309,7 +309,7 @@ impl TcpLayer {
                 }
                 None => {
                     tcb.queued = false;
-                    self.rearm(flow, now);
+                    rearm(&mut self.timers, &self.config.tcp, flow, tcb, now);
                 }
             }
         };
@@ -458,16 +458,7 @@ impl TcpLayer {
             tcb.send.release(&mut self.pool);
             tcb.flight.release_if_empty();
         }
-        self.rearm(flow, now);
-    }
-
-    /// Sets the timer. A connection that is awake is looked at before long, whether it may rest.
-    fn rearm(&mut self, flow: FlowId, now: Instant) {
-        let Some(Slot::Open(tcb)) = self.table.get(flow) else { return };
-        let deadline = tcb.deadline(&self.config.tcp).min(now + AWAKE);
-        if self.timers.deadline(flow.index()).is_none_or(|armed| deadline < armed) {
-            self.timers.set(flow.index(), deadline);
-        }
+        rearm(&mut self.timers, &self.config.tcp, flow, tcb, now);
     }
 
     /// Lets a connection rest that has nothing under way.
@@ -564,6 +555,14 @@ impl TcpLayer {
     fn retire(&mut self, mut block: Box<Tcb>) {
         block.release(&mut self.pool);
         self.blocks.give(block);
+    }
+}
+
+/// Sets the timer of a connection. One that is awake is looked at before long, whether it may rest.
+fn rearm(timers: &mut TimerWheel, config: &TcpConfig, flow: FlowId, tcb: &Tcb, now: Instant) {
+    let deadline = tcb.deadline(config).min(now + AWAKE);
+    if timers.deadline(flow.index()).is_none_or(|armed| deadline < armed) {
+        timers.set(flow.index(), deadline);
     }
 }
 
