@@ -13,8 +13,10 @@ use std::net::Shutdown;
 
 /// Octets read at once, and so the most that a direction holds.
 pub const CHUNK: usize = 256 * 1024;
-/// Chunks that one direction may move before others get their turn.
-const BUDGET: usize = 8;
+/// Octets that one direction may move before others get their turn: what a word of another connection waits for.
+const BUDGET: usize = CHUNK;
+/// Reading and writing costs as much as this many octets do, however few they are.
+const CALLS: usize = 8 * 1024;
 /// Buffers kept for the next direction that is blocked.
 const MAX_SPARE: usize = 32;
 
@@ -141,7 +143,8 @@ impl Pipe {
         scratch: &mut Scratch,
         moved: &mut bool,
     ) -> io::Result<bool> {
-        for _ in 0..BUDGET {
+        let mut budget = BUDGET;
+        while budget > 0 {
             if !self.flush(to, scratch, moved)? {
                 return Ok(false);
             }
@@ -165,6 +168,7 @@ impl Pipe {
             }
             let Some(octets) = from.read(&mut scratch.buffer)? else { return Ok(false) };
             *moved = true;
+            budget = budget.saturating_sub(octets.max(CALLS));
             if octets == 0 {
                 self.flow = Flow::Ending;
                 continue;
