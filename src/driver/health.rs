@@ -68,7 +68,7 @@ impl<D> Scene<'_, D> {
         let Some(os_socket) = self.os_socket(socket) else { return Ok(()) };
         let (borrowed, v6) = match &os_socket.io {
             Io::Tcp { stream, .. } => (BorrowedSocket::new(stream), stream.local_addr()?.is_ipv6()),
-            Io::Udp(udp) => (BorrowedSocket::new(udp), udp.local_addr()?.is_ipv6()),
+            Io::Udp(udp) => (BorrowedSocket::new(&udp.socket), udp.socket.local_addr()?.is_ipv6()),
         };
         bind_to(&borrowed, interface, v6)
     }

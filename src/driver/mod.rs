@@ -24,7 +24,11 @@
 pub mod clock;
 mod datagram;
 mod health;
+mod incoming;
 pub mod limits;
+#[cfg_attr(not(target_os = "linux"), path = "mmsg_plain.rs")]
+mod mmsg;
+mod outgoing;
 pub mod peer;
 mod queue;
 mod service;
@@ -44,13 +48,15 @@ pub use stop::{Closed, DRAIN_PATIENCE, STOP_PATIENCE};
 
 use crate::engine::{Command, Engine, Output, SocketId};
 use crate::outbound::rule::Proto;
-use crate::stack::{Packet, Transmit, datagrams};
+use crate::stack::{Packet, Transmit};
 use crate::time::{Duration, Instant};
 use crate::tun::Device;
-use mio::net::{TcpStream, UdpSocket};
+use incoming::Inbox;
+use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use queue::{Queue, Turn};
+use outgoing::{Outgoing, Udp};
+use queue::Queue;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -117,7 +123,7 @@ impl<D> std::fmt::Debug for Parts<D> {
 #[derive(Debug)]
 enum Io {
     Tcp { stream: TcpStream, connected: bool },
-    Udp(UdpSocket),
+    Udp(Udp),
 }
 
 #[derive(Debug)]
@@ -151,13 +157,17 @@ pub struct Driver<D> {
     tun_readable: bool,
     /// More packets are ready than were given to the TUN.
     more_to_give: bool,
-    /// The packet that the TUN refused, to be offered again.
-    tun_pending: Option<Refused>,
+    /// The packet that the TUN refused, to be offered again, and those that were under way behind it.
+    tun_pending: VecDeque<Refused>,
     /// UDP sockets whose datagrams wait until the TUN takes packets again.
     held: Vec<SocketId>,
     /// Connections of which the kernel may be keeping octets back, and when to look: the earliest first.
     looks: VecDeque<(Instant, SocketId)>,
     buffer: Box<[u8]>,
+    /// Datagrams that wait for the end of the turn's packets.
+    outgoing: Outgoing,
+    /// Datagrams that were read.
+    inbox: Inbox,
     stopping: Option<Stopping>,
     services: Vec<Box<dyn Service<D>>>,
     /// A service has asked to stop.
@@ -206,10 +216,12 @@ impl<D: Device> Driver<D> {
             queue: Queue::default(),
             tun_readable: true,
             more_to_give: false,
-            tun_pending: None,
+            tun_pending: VecDeque::new(),
             held: Vec::new(),
             looks: VecDeque::new(),
             buffer: vec![0; BUFFER].into_boxed_slice(),
+            outgoing: Outgoing::new(),
+            inbox: Inbox::new(),
             stopping: None,
             services,
             stop_asked: false,
@@ -272,7 +284,10 @@ impl<D: Device> Driver<D> {
                 },
             }
         }
-        self.take_packets(now)?;
+        let taken = self.take_packets(now);
+        self.flush_datagrams();
+        self.outgoing.end_turn();
+        taken?;
         self.look_again(now);
         self.serve_ready(now);
         self.serve_services(now);
@@ -285,7 +300,7 @@ impl<D: Device> Driver<D> {
     }
 
     fn timeout(&self) -> Option<Duration> {
-        let taking = self.tun_pending.is_none() && (self.tun_readable || self.more_to_give);
+        let taking = self.tun_pending.is_empty() && (self.tun_readable || self.more_to_give);
         if taking || !self.queue.is_empty() {
             return Some(Duration::ZERO);
         }
@@ -300,7 +315,7 @@ impl<D: Device> Driver<D> {
     // ---- TUN ----
 
     fn take_packets(&mut self, now: Instant) -> io::Result<()> {
-        if self.tun_pending.is_some() {
+        if !self.tun_pending.is_empty() {
             return Ok(());
         }
         let mut octets = 0;
@@ -346,41 +361,31 @@ impl<D: Device> Driver<D> {
                 }
             }
             Output::Datagram { socket, to, header, payload, segment_size } => {
-                for datagram in datagrams(payload, segment_size) {
-                    self.send_datagram(socket, to, header.as_slice(), datagram);
-                }
+                self.take_datagrams(socket, to, header.as_slice(), payload, segment_size);
             }
         }
     }
 
     /// Gives one packet to the TUN; `false` when it was kept for later.
-    fn transmit(device: &mut D, pending: &mut Option<Refused>, packet: &Transmit<'_>) -> bool {
-        match device.send(packet) {
+    fn transmit(device: &mut D, pending: &mut VecDeque<Refused>, packet: &Transmit<'_>) -> bool {
+        let sent = match pending.is_empty() {
+            true => device.send(packet),
+            false => Err(ErrorKind::WouldBlock.into()),
+        };
+        match sent {
             Ok(()) => true,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 let mut octets = Vec::with_capacity(packet.len());
                 octets.extend_from_slice(packet.header);
                 octets.extend_from_slice(packet.payload[0]);
                 octets.extend_from_slice(packet.payload[1]);
-                *pending = Some(Refused { octets, offload: packet.offload });
+                pending.push_back(Refused { octets, offload: packet.offload });
                 false
             }
             Err(error) => {
                 // ENOBUFS, or a link that is down: lost, as packets are.
                 log::debug!("packet to the TUN lost: {error}");
                 true
-            }
-        }
-    }
-
-    fn retry_pending(&mut self) {
-        if let Some(Refused { octets, offload }) = self.tun_pending.take() {
-            let packet = Transmit { header: &octets, payload: [&[], &[]], offload };
-            let Some(device) = &mut self.device else { return };
-            if Self::transmit(device, &mut self.tun_pending, &packet) {
-                for id in core::mem::take(&mut self.held) {
-                    self.enqueue(id, Turn::First);
-                }
             }
         }
     }
@@ -394,7 +399,7 @@ impl<D: Device> Driver<D> {
             while let Some(command) = self.engine.poll_command(now) {
                 self.obey(command, now);
             }
-            let Some(device) = self.device.as_mut().filter(|_| self.tun_pending.is_none()) else { return };
+            let Some(device) = self.device.as_mut().filter(|_| self.tun_pending.is_empty()) else { return };
             let before = octets;
             while octets < GIVE_OCTETS {
                 let Some(packet) = self.engine.poll_transmit(now) else { break };
@@ -423,7 +428,7 @@ impl<D: Device> Driver<D> {
             },
             Command::OpenUdp { socket, peer, v6, egress } => match self.binding.open_udp(peer, v6, egress) {
                 Ok(udp) => {
-                    self.adopt(socket, Io::Udp(udp), now);
+                    self.adopt(socket, Io::Udp(Udp::new(udp, peer.is_some())), now);
                     self.engine.handle_udp_open(socket, now);
                 }
                 Err(error) => self.open_failed(socket, &error, now),
@@ -462,7 +467,7 @@ impl<D: Device> Driver<D> {
         let interest = Interest::READABLE | Interest::WRITABLE;
         let registered = match &mut io {
             Io::Tcp { stream, .. } => self.poll.registry().register(stream, token, interest),
-            Io::Udp(udp) => self.poll.registry().register(udp, token, Interest::READABLE),
+            Io::Udp(udp) => self.poll.registry().register(&mut udp.socket, token, Interest::READABLE),
         };
         if let Err(error) = registered {
             return self.open_failed(id, &error, now);
@@ -490,7 +495,7 @@ impl<D: Device> Driver<D> {
         let Some(mut socket) = self.sockets[id.index() as usize].take() else { return };
         let deregistered = match &mut socket.io {
             Io::Tcp { stream, .. } => self.poll.registry().deregister(stream),
-            Io::Udp(udp) => self.poll.registry().deregister(udp),
+            Io::Udp(udp) => self.poll.registry().deregister(&mut udp.socket),
         };
         if let Err(error) = deregistered {
             log::debug!("deregister: {error}");

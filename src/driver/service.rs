@@ -115,7 +115,7 @@ impl<D> Scene<'_, D> {
         self.sockets.iter().flatten().map(|socket| {
             let (tcp, local, peer) = match &socket.io {
                 Io::Tcp { stream, .. } => (true, stream.local_addr(), stream.peer_addr()),
-                Io::Udp(udp) => (false, udp.local_addr(), udp.peer_addr()),
+                Io::Udp(udp) => (false, udp.socket.local_addr(), udp.socket.peer_addr()),
             };
             SocketView { id: socket.id, tcp, local: local.ok(), peer: peer.ok() }
         })
@@ -222,7 +222,7 @@ impl<D: Device> Driver<D> {
             log::debug!("deregister: {error}");
         }
         // What it had refused is lost, as packets are.
-        self.tun_pending = None;
+        self.tun_pending.clear();
         self.tun_readable = false;
         Ok(())
     }

@@ -42,6 +42,7 @@ pub use inspect::{FlowInfo, FlowPage, FlowPhase, Memory, Outbound, ProxyInfo, Sn
 pub use network::NetworkLoss;
 pub use pool::ProxyTrouble;
 pub use socket::SocketId;
+pub use udp::{Arrived, Ends};
 
 use crate::config::EngineConfig;
 use crate::dns::streams::StreamId;

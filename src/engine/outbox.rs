@@ -3,7 +3,7 @@
 //! One piece of memory holds them all and is used again when it is empty. It is bounded: what would make it grow further is lost, as datagrams
 //! are, and who brings more is not read before it is empty ([`Outbox::is_full`]).
 
-use crate::stack::{Stack, Transmit};
+use crate::stack::{Offload, Stack, Transmit};
 use crate::time::Instant;
 use crate::wire::Endpoint;
 use std::collections::VecDeque;
@@ -20,7 +20,7 @@ const KEPT: usize = 64 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     octets: Vec<u8>,
-    packets: VecDeque<Range<usize>>,
+    packets: VecDeque<(Range<usize>, Option<Offload>)>,
     /// It was full, and somebody may wait.
     awaited: bool,
 }
@@ -43,7 +43,7 @@ impl Outbox {
             let start = self.octets.len();
             self.octets.extend_from_slice(packet.header);
             self.octets.extend(packet.payload.into_iter().flatten());
-            self.packets.push_back(start..self.octets.len());
+            self.packets.push_back((start..self.octets.len(), packet.offload));
         }
     }
 
@@ -65,8 +65,8 @@ impl Outbox {
 
     /// The next packet.
     pub(super) fn next(&mut self) -> Option<Transmit<'_>> {
-        let range = self.packets.pop_front()?;
-        Some(Transmit { header: self.octets.get(range)?, payload: [&[], &[]], offload: None })
+        let (range, offload) = self.packets.pop_front()?;
+        Some(Transmit { header: self.octets.get(range)?, payload: [&[], &[]], offload })
     }
 
     /// Uses the memory again, once every packet is taken.

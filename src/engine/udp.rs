@@ -16,7 +16,7 @@ use crate::dns::Course;
 use crate::flow::FlowId;
 use crate::outbound::rule::Proto;
 use crate::outbound::socks5::associate;
-use crate::stack::{Datagram, datagrams};
+use crate::stack::{Datagram, TrainHeader, datagrams};
 use crate::time::Instant;
 use crate::wire::Endpoint;
 use crate::wire::icmp::Unreachable;
@@ -28,6 +28,24 @@ use std::collections::VecDeque;
 const QUEUE_LEN: usize = 16;
 /// Octets of datagrams that wait in all.
 const QUEUE_OCTETS: usize = 4 << 20;
+/// A datagram for an app.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrived<'a> {
+    /// Between whom.
+    pub ends: Ends,
+    /// The data.
+    pub payload: &'a [u8],
+}
+
+/// Who sent a datagram, and for whom it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ends {
+    /// Who sent it, as the app knows them.
+    pub remote: Endpoint,
+    /// The app.
+    pub local: Endpoint,
+}
+
 impl Engine {
     /// A datagram of an app, straight out of a packet.
     pub(super) fn datagram_from_app<'p>(
@@ -412,6 +430,36 @@ impl Engine {
         octets: &'a [u8],
         now: Instant,
     ) -> Option<Datagram<'a>> {
+        let Arrived { ends, payload } = self.receive_datagram(socket, from, octets, now)?;
+        self.deliver_datagram(ends, payload, now)
+    }
+
+    /// The packets of a datagram that was [received](Engine::receive_datagram).
+    #[must_use]
+    pub fn deliver_datagram<'a>(
+        &'a mut self,
+        ends: Ends,
+        payload: &'a [u8],
+        now: Instant,
+    ) -> Option<Datagram<'a>> {
+        self.stack.send_datagram(ends.remote, ends.local, payload, now)
+    }
+
+    /// One packet for datagrams that were [received](Engine::receive_datagram), where the device takes such.
+    #[must_use]
+    pub fn deliver_train(&mut self, ends: Ends, pieces: &[&[u8]]) -> Option<TrainHeader<'_>> {
+        self.stack.send_train(ends.remote, ends.local, pieces)
+    }
+
+    /// A datagram has come to a UDP socket: whose it is. `from` is not needed where the socket is connected.
+    #[must_use]
+    pub fn receive_datagram<'a>(
+        &mut self,
+        socket: SocketId,
+        from: Option<SocketAddr>,
+        octets: &'a [u8],
+        now: Instant,
+    ) -> Option<Arrived<'a>> {
         let Some(&Socket::Udp(id)) = self.sockets.get(socket) else { return None };
         let local = self.nat.key(id)?.local;
         let association = self.nat.get_mut(id)?;
@@ -448,7 +496,7 @@ impl Engine {
             }
         }
         self.nat_order.touch(id.index());
-        self.stack.send_datagram(remote, local, payload, now)
+        Some(Arrived { ends: Ends { remote, local }, payload })
     }
 }
 

@@ -3,7 +3,7 @@
 //! A datagram is not queued: [`Datagram`] lends its packets one by one, headers out of the stack's scratch space, data by
 //! reference. One that does not fit the MTU leaves in fragments, which the app's kernel puts together again.
 
-use super::Transmit;
+use super::{Offload, Transmit};
 use crate::wire::ip::{Fragment, IpHeader, MAX_HEADER};
 use crate::wire::udp;
 use core::net::IpAddr;
@@ -15,6 +15,9 @@ const HOP_LIMIT: u8 = 64;
 pub(super) fn ip_header(src: IpAddr, dst: IpAddr, protocol: u8) -> IpHeader {
     IpHeader { src, dst, protocol, hop_limit: HOP_LIMIT, id: 0, dont_fragment: true, fragment: None }
 }
+
+/// Where the checksum stands in a UDP header.
+pub(super) const CHECKSUM_OFFSET: u16 = 6;
 
 /// Scratch space for the headers of one packet: IP, fragment, UDP.
 pub(super) type Scratch = [u8; MAX_HEADER + udp::HEADER];
@@ -32,6 +35,17 @@ pub struct Datagram<'a> {
     pub(super) id: u32,
     /// Octets of the upper layer given out so far.
     pub(super) offset: usize,
+    /// The device sums it: the checksum field of `front` holds the sum of the pseudo-header.
+    pub(super) sums: bool,
+}
+
+/// The header of datagrams that leave as one packet, which the device cuts.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainHeader<'a> {
+    /// IP and UDP header.
+    pub header: &'a [u8],
+    /// Where it is cut.
+    pub offload: Offload,
 }
 
 impl Datagram<'_> {
@@ -55,7 +69,8 @@ impl Datagram<'_> {
             self.header.fragment = Some(Fragment { more: self.offset + len < whole, ..fragment });
             len
         };
-        let mut at = self.header.emit(self.scratch, len);
+        let ip_len = self.header.emit(self.scratch, len);
+        let mut at = ip_len;
         let mut payload_len = len;
         if self.offset == 0 {
             self.scratch[at..at + self.front_len].copy_from_slice(&self.front[..self.front_len]);
@@ -67,7 +82,11 @@ impl Datagram<'_> {
         Some(Transmit {
             header: &self.scratch[..at],
             payload: [&self.payload[start..start + payload_len], &[]],
-            offload: None,
+            offload: self.sums.then_some(Offload {
+                checksum_start: ip_len as u16,
+                checksum_offset: CHECKSUM_OFFSET,
+                segment_size: 0,
+            }),
         })
     }
 }

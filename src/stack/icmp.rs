@@ -99,5 +99,6 @@ pub(super) fn echo_reply<'a>(
         mtu: mtu.into(),
         id,
         offset: 0,
+        sums: false,
     }
 }

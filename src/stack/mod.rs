@@ -24,7 +24,7 @@ mod reassembly;
 mod stats;
 mod tcp;
 
-pub use egress::Datagram;
+pub use egress::{Datagram, TrainHeader};
 pub use stats::{DropReason, Stats};
 pub use tcp::Tcp;
 pub use tcp::inspect::{TcpCounts, TcpInfo, TcpState};
@@ -470,20 +470,46 @@ impl Stack {
             return None;
         }
         let mut front = [0; udp::HEADER];
-        let front_len =
-            udp::emit_header(&mut front, (remote.addr, remote.port), (local.addr, local.port), payload);
+        let ends = ((remote.addr, remote.port), (local.addr, local.port));
+        let mtu = usize::from(self.config.mtu);
+        // Fragments are summed here: a device sums what is one packet.
+        let sums = self.config.offload.sums() && header.header_len() + udp::HEADER + payload.len() <= mtu;
+        let front_len = match sums {
+            true => udp::emit_partial(&mut front, ends.0, ends.1, payload.len()),
+            false => udp::emit_header(&mut front, ends.0, ends.1, payload),
+        };
         let id = self.rng.next_u32();
         self.stats.packets_out += 1;
-        Some(Datagram {
-            scratch: &mut self.scratch,
-            header,
-            front,
-            front_len,
-            payload,
-            mtu: self.config.mtu.into(),
-            id,
-            offset: 0,
-        })
+        let scratch = &mut self.scratch;
+        Some(Datagram { scratch, header, front, front_len, payload, mtu, id, offset: 0, sums })
+    }
+
+    /// The header of one packet for datagrams from `remote` to the app at `local`, all as long as the first but the last, which may be shorter. `None`
+    /// when the device takes no such packets, or they do not fit one: then each is [sent](Stack::send_datagram) by itself.
+    pub fn send_train(
+        &mut self,
+        remote: Endpoint,
+        local: Endpoint,
+        pieces: &[&[u8]],
+    ) -> Option<TrainHeader<'_>> {
+        let header = egress::ip_header(remote.addr, local.addr, protocol::UDP);
+        let len = header.header_len();
+        let size = pieces.first()?.len();
+        let octets: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let fits = len + udp::HEADER + size <= usize::from(self.config.mtu)
+            && len + udp::HEADER + octets <= usize::from(u16::MAX)
+            && remote.addr.is_ipv4() == local.addr.is_ipv4();
+        let segment_size = u16::try_from(size).ok().filter(|size| *size > 0 && fits)?;
+        if !self.config.offload.trains() {
+            return None;
+        }
+        header.emit(&mut self.scratch, udp::HEADER + octets);
+        let upper = self.scratch.get_mut(len..)?;
+        udp::emit_partial(upper, (remote.addr, remote.port), (local.addr, local.port), octets);
+        self.stats.packets_out += 1;
+        let checksum_offset = egress::CHECKSUM_OFFSET;
+        let offload = Offload { checksum_start: len as u16, checksum_offset, segment_size };
+        Some(TrainHeader { header: self.scratch.get(..len + udp::HEADER)?, offload })
     }
 
     /// Answers a datagram that cannot be delivered with an ICMP error (quoting rules and rate limit apply). `payload` is the datagram's data.

@@ -50,6 +50,20 @@ impl<'p> UdpDatagram<'p> {
     }
 }
 
+/// Writes a header for `len` octets of payload into the front of `buffer`, with the sum of the pseudo-header where the checksum stands: whoever
+/// sums the rest, or cuts it into datagrams, writes that. Gives 8. `len` must be at most 65,527.
+pub fn emit_partial(buffer: &mut [u8], src: (IpAddr, u16), dst: (IpAddr, u16), len: usize) -> usize {
+    debug_assert!(len <= usize::from(u16::MAX) - HEADER, "the caller checks the size");
+    let length = u16::try_from(HEADER + len).unwrap_or(u16::MAX);
+    let sum = Checksum::pseudo_header(src.0, dst.0, protocol::UDP, length.into()).partial();
+    let header = &mut buffer[..HEADER];
+    header[..2].copy_from_slice(&src.1.to_be_bytes());
+    header[2..4].copy_from_slice(&dst.1.to_be_bytes());
+    header[4..6].copy_from_slice(&length.to_be_bytes());
+    header[6..8].copy_from_slice(&sum.to_be_bytes());
+    HEADER
+}
+
 /// Writes a header for `payload` with its checksum (0 is sent as 0xffff) into the front of `buffer`; gives 8.
 /// `payload` must be at most 65,527 octets.
 pub fn emit_header(buffer: &mut [u8], src: (IpAddr, u16), dst: (IpAddr, u16), payload: &[u8]) -> usize {

@@ -2,7 +2,8 @@
 
 use crate::world::*;
 use std::io::ErrorKind;
-use std::net::UdpSocket;
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 
 /// The largest datagram that a SOCKS5 server over IPv4 can be given: 65,507 octets less the header of RFC 1928 section 7.
 const LARGEST: usize = 65_507 - 10;
@@ -206,6 +207,214 @@ fn datagrams_through_a_proxy_on_this_machine() {
         let answer = world.client.ok(&format!("dig +short +tries=1 +time=10 name.test @{TARGET}"));
         assert_eq!(answer.trim(), "192.0.2.53", "{name}");
         assert!(!ztun.log().contains("loop"), "{name}: {}", ztun.log());
+        assert_eq!(ztun.stop(), Some(0));
+    }
+}
+
+/// Every level of offload.
+const LEVELS: [(&str, &str); 4] =
+    [("auto", "Full"), ("tcp", "Tcp"), ("checksum", "Checksum"), ("off", "plain packets")];
+
+/// Sets a number of a socket's: UDP_SEGMENT, UDP_GRO.
+fn set(socket: &UdpSocket, option: libc::c_int, value: usize) {
+    let value = libc::c_int::try_from(value).unwrap();
+    let len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the option's value is one int that outlives the call.
+    let result = unsafe {
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_UDP, option, (&raw const value).cast(), len)
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// `count` datagrams of `size` octets, all different, and one of `last`.
+fn train(size: usize, count: usize, last: usize) -> Vec<Vec<u8>> {
+    let sizes = std::iter::repeat_n(size, count).chain((last > 0).then_some(last));
+    sizes.enumerate().map(|(n, size)| (0..size).map(|at| (at * 7 + n * 13 + size) as u8).collect()).collect()
+}
+
+/// An app and its target, who know each other's address.
+struct Talk {
+    app: UdpSocket,
+    target: UdpSocket,
+    to: SocketAddr,
+    from: SocketAddr,
+}
+
+impl Talk {
+    /// The association is open.
+    fn new(world: &World, to: &str) -> Talk {
+        let target = world.server.datagrams(to);
+        let to: SocketAddr = to.parse().unwrap();
+        let app = world.client.datagrams(if to.is_ipv6() { "[::]:0" } else { "0.0.0.0:0" });
+        for socket in [&app, &target] {
+            socket2::SockRef::from(socket).set_recv_buffer_size(1 << 20).unwrap();
+        }
+        app.send_to(b"first", to).unwrap();
+        let (_, from) = target.recv_from(&mut [0; 8]).unwrap();
+        target.send_to(b"first", from).unwrap();
+        assert_eq!(app.recv_from(&mut [0; 8]).unwrap(), (5, to));
+        Talk { app, target, to, from }
+    }
+
+    /// Sends a train as its sender's kernel takes it in one call, and compares what the other end gets, datagram by datagram.
+    fn carry(&self, up: bool, datagrams: &[Vec<u8>]) {
+        let (sender, to, receiver) = self.way(up);
+        set(sender, libc::UDP_SEGMENT, datagrams[0].len());
+        sender.send_to(&datagrams.concat(), to).unwrap();
+        set(sender, libc::UDP_SEGMENT, 0);
+        expect(receiver, datagrams);
+    }
+
+    fn way(&self, up: bool) -> (&UdpSocket, SocketAddr, &UdpSocket) {
+        match up {
+            true => (&self.app, self.to, &self.target),
+            false => (&self.target, self.from, &self.app),
+        }
+    }
+}
+
+fn expect(receiver: &UdpSocket, datagrams: &[Vec<u8>]) {
+    let mut buffer = vec![0; 65_536];
+    for (n, datagram) in datagrams.iter().enumerate() {
+        let octets = receiver.recv(&mut buffer).unwrap();
+        assert!(buffer[..octets] == **datagram, "{n}: {octets} octets for {}", datagram.len());
+    }
+}
+
+/// A router at each level, on each way out; `act` with both families.
+fn at_each_level(world: &World, act: impl Fn(&World, &str)) {
+    let _proxy = world.embedded(&world.server, PROXY);
+    for (level, name) in LEVELS {
+        for way in ["auto", "direct"] {
+            let options = format!("--socks5 {PROXY} --offload {level} --udp {way} --log-level debug");
+            let mut ztun = world.ztun(&options);
+            let said = if level == "off" {
+                !ztun.log().contains("offload: ")
+            } else {
+                ztun.log().contains(&format!("offload: {name}"))
+            };
+            assert!(said, "{level}: {}", ztun.log());
+            for target in ["203.0.113.10:7000", "[2001:db8::10]:7000"] {
+                act(world, target);
+            }
+            assert_eq!(ztun.stop(), Some(0));
+        }
+    }
+}
+
+/// conformance 54: an app that sends with UDP_SEGMENT, and one that receives with UDP_GRO, beside those that know neither.
+#[test]
+fn trains_of_datagrams_arrive_as_they_were_sent_at_each_level() {
+    let Some(world) = world() else { return };
+    at_each_level(&world, |world, target| {
+        let talk = Talk::new(world, target);
+        for up in [true, false] {
+            for (size, count, last) in
+                [(1_200, 40, 77), (64, 63, 1), (1, 64, 0), (1_000, 2, 0), (1_432, 3, 1_431)]
+            {
+                talk.carry(up, &train(size, count, last));
+            }
+        }
+        // The app's kernel may join what it gets: the octets are the same.
+        set(&talk.app, libc::UDP_GRO, 1);
+        for (size, count, last) in [(1_200, 40, 77), (64, 64, 0)] {
+            let datagrams = train(size, count, last);
+            set(&talk.target, libc::UDP_SEGMENT, size);
+            talk.target.send_to(&datagrams.concat(), talk.from).unwrap();
+            let (mut got, mut buffer) = (Vec::new(), vec![0; 65_536]);
+            while got.len() < size * count + last {
+                let octets = talk.app.recv(&mut buffer).unwrap();
+                got.extend_from_slice(&buffer[..octets]);
+            }
+            assert!(got == datagrams.concat(), "{size} {count} {last}");
+        }
+    });
+}
+
+/// Sizes that do not go together, in a burst; larger than the MTU too.
+#[test]
+fn datagrams_of_mixed_sizes_keep_their_order_at_each_level() {
+    let Some(world) = world() else { return };
+    let sizes = [
+        64, 64, 64, 10, 64, 0, 0, 1_200, 1_200, 1_452, 1_462, 1_472, 1_473, 4_000, 4_000, 1, 1, 9_000, 64, 64,
+    ];
+    let datagrams: Vec<Vec<u8>> = sizes
+        .iter()
+        .enumerate()
+        .map(|(n, size)| data(*size).iter().map(|octet| octet ^ n as u8).collect())
+        .collect();
+    at_each_level(&world, |world, target| {
+        let talk = Talk::new(world, target);
+        for up in [true, false, true, false] {
+            let (sender, to, receiver) = talk.way(up);
+            for datagram in &datagrams {
+                sender.send_to(datagram, to).unwrap();
+            }
+            expect(receiver, &datagrams);
+        }
+    });
+}
+
+/// An app that reads nothing for a while loses what it has no room for, and nothing else: what it gets is whole, in order, and once; the association
+/// and others' go on.
+#[test]
+fn an_app_that_reads_late_loses_what_it_has_no_room_for_and_nothing_else() {
+    let Some(world) = world() else { return };
+    let _proxy = world.embedded(&world.server, PROXY);
+    for level in ["auto", "off"] {
+        let mut ztun = world.ztun(&format!("--socks5 {PROXY} --offload {level}"));
+        let (slow, other) = (Talk::new(&world, "203.0.113.10:7000"), Talk::new(&world, "203.0.113.10:7001"));
+        socket2::SockRef::from(&slow.app).set_recv_buffer_size(20_000).unwrap();
+        let text = |n: u32| n.to_be_bytes().repeat(100);
+        for n in 0..2_000 {
+            slow.target.send_to(&text(n), slow.from).unwrap();
+        }
+        for (size, count) in [(1_200, 40), (64, 64)] {
+            other.carry(false, &train(size, count, 9));
+        }
+        let mut next = 0;
+        let mut buffer = [0; 2_000];
+        slow.app.set_nonblocking(true).unwrap();
+        until("the app has had what there was room for", || {
+            while let Ok(octets) = slow.app.recv(&mut buffer) {
+                let n = u32::from_be_bytes(buffer[..4].try_into().unwrap());
+                assert!(n >= next && buffer[..octets] == text(n), "{n} after {next}");
+                next = n + 1;
+            }
+            next > 0
+        });
+        slow.app.set_nonblocking(false).unwrap();
+        // One more round, behind everything that was still under way.
+        slow.target.send_to(b"last", slow.from).unwrap();
+        while slow.app.recv(&mut buffer).unwrap() != 4 {}
+        assert_eq!(ztun.stop(), Some(0));
+    }
+}
+
+/// Datagrams for a relay whose port is closed for a while are lost; those after it are not.
+#[test]
+fn a_target_that_was_away_hears_everything_that_comes_after() {
+    let Some(world) = world() else { return };
+    for offload in ["auto", "off"] {
+        let mut ztun = world.ztun(&format!("--socks5 {PROXY} --udp direct --offload {offload}"));
+        let talk = Talk::new(&world, "203.0.113.10:7000");
+        let Talk { app, target, to, .. } = talk;
+        drop(target);
+        for _ in 0..3 {
+            for datagram in train(64, 30, 0) {
+                app.send_to(&datagram, to).unwrap();
+            }
+        }
+        let target = world.server.datagrams(&to.to_string());
+        let mut buffer = [0; 2_000];
+        // What was under way may still arrive.
+        app.send_to(b"now", to).unwrap();
+        while target.recv(&mut buffer).unwrap() != 3 {}
+        let datagrams = train(700, 60, 5);
+        for datagram in &datagrams {
+            app.send_to(datagram, to).unwrap();
+        }
+        expect(&target, &datagrams);
         assert_eq!(ztun.stop(), Some(0));
     }
 }

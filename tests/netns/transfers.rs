@@ -36,6 +36,23 @@ fn a_gigabyte_each_way_through_the_embedded_proxy() {
     assert_eq!(plain.stop(), Some(0));
 }
 
+/// Z1: whatever the kernel does of segmenting and summing, the octets are the same.
+#[test]
+fn octets_are_the_same_at_each_level_of_offload() {
+    let Some(world) = world() else { return };
+    let _proxy = world.embedded(&world.server, PROXY);
+    for target in [TARGET, "[2001:db8::10]"] {
+        world.http(&format!("{target}:80"), &world.file(64));
+    }
+    for level in ["auto", "tcp", "checksum", "off"] {
+        let mut ztun = world.ztun(&format!("--socks5 {PROXY} --offload {level}"));
+        for target in [TARGET, "[2001:db8::10]"] {
+            carry(&world, &format!("http://{target}"), 64);
+        }
+        assert_eq!(ztun.stop(), Some(0), "{level}");
+    }
+}
+
 /// Z4: the same through a program that everybody has.
 #[test]
 fn a_gigabyte_each_way_through_microsocks() {
