@@ -30,12 +30,16 @@ const ANSWERS: [&[u8]; 2] = [&[5, 0], &[5, 0, 0, 1, 10, 0, 0, 1, 0x1f, 0x90]];
 
 impl World {
     pub(crate) fn new() -> World {
-        let config = EngineConfig {
+        World::with(EngineConfig {
             stack: StackConfig { offload: OffloadLevel::Full, ..StackConfig::default() },
-            proxies: vec![Proxy { addr: ([10, 0, 0, 1], 1080).into(), credentials: None }],
-            pool: 0,
             ..EngineConfig::default()
-        };
+        })
+    }
+
+    /// With other bounds, and a proxy without a pool.
+    pub(crate) fn with(config: EngineConfig) -> World {
+        let proxy = Proxy { addr: ([10, 0, 0, 1], 1080).into(), credentials: None };
+        let config = EngineConfig { proxies: vec![proxy], pool: 0, ..config };
         World { engine: Engine::new(config, false, [7; 16]), micros: 1_000_000, said: BTreeMap::new() }
     }
 
@@ -43,6 +47,12 @@ impl World {
     pub(crate) fn now(&mut self) -> Instant {
         self.micros += 50;
         Instant::from_micros(self.micros)
+    }
+
+    /// Time passes in which nothing happens.
+    #[allow(dead_code, reason = "for tests/scale.rs")]
+    pub(crate) fn skip(&mut self, time: std::time::Duration) {
+        self.micros += time.as_micros() as u64;
     }
 
     /// Commands are carried out until there are none; the proxy answers. The sockets that it was told to open.
@@ -93,7 +103,12 @@ impl World {
                 _ => break,
             }
         }
-        self.said.insert(socket.to_bits(), (said, answered));
+        // Behind its last answer a connection carries what others say.
+        if answered == ANSWERS.len() {
+            self.said.remove(&socket.to_bits());
+        } else {
+            self.said.insert(socket.to_bits(), (said, answered));
+        }
     }
 
     /// A packet of which nothing is to be carried.

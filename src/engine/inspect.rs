@@ -152,7 +152,7 @@ impl Snapshot {
 }
 
 impl Engine {
-    /// Sums. Cost: the number of proxies.
+    /// Sums. Cost: the number of proxies, and a look at each page of the tables.
     pub fn snapshot(&self) -> Snapshot {
         let tcp = self.stack.tcp_counts();
         let proxies = self.config.proxies.iter().zip(self.pool.states()).map(|(proxy, state)| ProxyInfo {
@@ -173,7 +173,7 @@ impl Engine {
             memory: Memory {
                 buffers: tcp.buffer_octets,
                 buffer_budget: tcp.buffer_budget,
-                tcp_table: tcp.table_octets,
+                tcp_table: tcp.table_octets + self.links.octets(),
                 queued_datagrams: self.nat_queued + self.streams.octets(),
             },
             stopping: self.stopping,

@@ -28,6 +28,7 @@ mod association;
 mod dns;
 mod guard;
 mod inspect;
+mod links;
 mod network;
 mod outbox;
 mod pool;
@@ -57,6 +58,7 @@ use crate::wire::Endpoint;
 use association::{Association, NatKey};
 use core::net::SocketAddr;
 use guard::LoopGuard;
+use links::Links;
 use network::Network;
 use outbox::Outbox;
 use pool::Pool;
@@ -263,8 +265,7 @@ pub struct Engine {
     sockets: Sockets,
     /// Connect time-outs and ages of pooled connections, by socket index.
     socket_timers: TimerWheel,
-    /// TCP flows by the stack's flow index.
-    links: Vec<Option<tcp::Link>>,
+    links: Links,
     nat: FlowTable<NatKey, Association>,
     /// Idle time of associations, by NAT index.
     nat_timers: TimerWheel,
@@ -301,7 +302,7 @@ impl Engine {
             outbox: Outbox::default(),
             sockets: Sockets::default(),
             socket_timers: TimerWheel::new(),
-            links: Vec::new(),
+            links: Links::default(),
             nat: FlowTable::new(config.max_udp, rng.keyed_hash()),
             nat_timers: TimerWheel::new(),
             nat_order: LruList::new(),
@@ -465,7 +466,7 @@ impl Engine {
                 tcp.abort(now);
             }
         }
-        self.links.clear();
+        self.links = Links::default();
         for socket in self.sockets.ids() {
             let complete = matches!(
                 self.sockets.tcp(socket).map(|tcp| &tcp.stage),

@@ -67,7 +67,7 @@ impl Engine {
                 Some((&mut self.scratch, &mut []))
             }
             (Stage::Relay { early, download, .. }, Purpose::Flow(flow)) => {
-                if !early.is_empty() || *download != Half::Open {
+                if early.is_some() || *download != Half::Open {
                     return None;
                 }
                 let (first, second) = self.stack.tcp(flow)?.into_send_buf();
@@ -270,9 +270,7 @@ impl Engine {
     /// has acknowledged everything.
     fn close_if_finished(&mut self, socket: SocketId, flow: FlowId) {
         let Some(tcp) = self.sockets.tcp(socket) else { return };
-        if let Stage::Relay { early, upload: Half::Finished, download: Half::Finished } = &tcp.stage
-            && early.is_empty()
-        {
+        if let Stage::Relay { early: None, upload: Half::Finished, download: Half::Finished } = &tcp.stage {
             self.finish_socket(socket, flow);
         }
     }
@@ -288,17 +286,22 @@ impl Engine {
         let (Stage::Relay { early, .. }, Purpose::Flow(flow)) = (&mut tcp.stage, tcp.purpose) else {
             return true;
         };
-        while !early.is_empty() {
+        while let Some(waiting) = early {
             let Some(mut tcp) = self.stack.tcp(flow) else { return true };
             let (space, _) = tcp.send_buf();
-            let octets = space.len().min(early.len());
-            if octets == 0 {
-                return false;
-            }
-            space[..octets].copy_from_slice(&early[..octets]);
+            let rest = waiting.octets.get(waiting.passed..).unwrap_or_default();
+            let octets = space.len().min(rest.len());
+            space[..octets].copy_from_slice(&rest[..octets]);
             tcp.commit(octets, now);
             self.stats.download_octets += octets as u64;
-            early.drain(..octets);
+            waiting.passed += octets;
+            if waiting.passed < waiting.octets.len() {
+                if octets == 0 {
+                    return false;
+                }
+            } else {
+                *early = None;
+            }
         }
         true
     }

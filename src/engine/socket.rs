@@ -5,31 +5,27 @@
 
 use crate::config::Proxy;
 use crate::dns::streams::StreamId;
-use crate::flow::FlowId;
+use crate::flow::{FlowId, Slab};
 use crate::outbound::socks5::Client;
-use slab::Slab;
 
 /// Names one socket of the driver for as long as it lives.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct SocketId {
-    index: u32,
-    generation: u32,
-}
+pub struct SocketId(FlowId);
 
 impl SocketId {
     /// Dense index, reused after the socket is gone.
     pub const fn index(self) -> u32 {
-        self.index
+        self.0.index()
     }
 
     /// Index and generation in one word, for a poll token.
     pub const fn to_bits(self) -> u64 {
-        (self.generation as u64) << 32 | self.index as u64
+        self.0.to_bits()
     }
 
     /// The inverse of [`SocketId::to_bits`].
     pub const fn from_bits(bits: u64) -> SocketId {
-        SocketId { index: bits as u32, generation: (bits >> 32) as u32 }
+        SocketId(FlowId::from_bits(bits))
     }
 }
 
@@ -80,7 +76,7 @@ pub(super) enum Stage {
     /// Octets go to and fro.
     Relay {
         /// First data of the target that came with the reply, held until the app's side is established.
-        early: Vec<u8>,
+        early: Option<Box<Early>>,
         /// App to socket.
         upload: Half,
         /// Socket to app.
@@ -90,6 +86,21 @@ pub(super) enum Stage {
     Control,
     /// Queries and answers of a name server go to and fro.
     Names,
+}
+
+/// First data of the target.
+#[derive(Debug)]
+pub(super) struct Early {
+    pub(super) octets: Vec<u8>,
+    /// So many of them were passed on.
+    pub(super) passed: usize,
+}
+
+impl Early {
+    /// `None` for none.
+    pub(super) fn new(octets: Vec<u8>) -> Option<Box<Early>> {
+        (!octets.is_empty()).then(|| Box::new(Early { octets, passed: 0 }))
+    }
 }
 
 /// Which way a TCP connection leads.
@@ -121,32 +132,21 @@ pub(super) enum Socket {
 /// All sockets.
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
-    entries: Slab<(u32, Socket)>,
-    generation: u32,
+    entries: Slab<Socket>,
 }
 
 impl Sockets {
     pub(super) fn insert(&mut self, socket: Socket) -> SocketId {
-        // The last one is no socket's: the driver has it for what is not a socket.
-        self.generation = (self.generation + 1) % u32::MAX;
-        let generation = self.generation;
-        let index = self.entries.insert((generation, socket));
-        // The number of sockets is bounded by the flow tables, far below 2^32.
-        SocketId { index: index as u32, generation }
+        let inserted = self.entries.insert(socket);
+        SocketId(inserted.expect("the number of sockets is bounded by the flow tables, far below 2^32"))
     }
 
     pub(super) fn get(&self, id: SocketId) -> Option<&Socket> {
-        self.entries
-            .get(id.index as usize)
-            .filter(|(generation, _)| *generation == id.generation)
-            .map(|(_, socket)| socket)
+        self.entries.get(id.0)
     }
 
     pub(super) fn get_mut(&mut self, id: SocketId) -> Option<&mut Socket> {
-        self.entries
-            .get_mut(id.index as usize)
-            .filter(|(generation, _)| *generation == id.generation)
-            .map(|(_, socket)| socket)
+        self.entries.get_mut(id.0)
     }
 
     pub(super) fn tcp_mut(&mut self, id: SocketId) -> Option<&mut TcpSocket> {
@@ -165,12 +165,11 @@ impl Sockets {
 
     /// The live id at a slab index, as a timer gives it back.
     pub(super) fn id_at(&self, index: u32) -> Option<SocketId> {
-        self.entries.get(index as usize).map(|(generation, _)| SocketId { index, generation: *generation })
+        self.entries.id_at(index).map(SocketId)
     }
 
     pub(super) fn remove(&mut self, id: SocketId) -> Option<Socket> {
-        self.get(id)?;
-        self.entries.try_remove(id.index as usize).map(|(_, socket)| socket)
+        self.entries.remove(id.0)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -178,10 +177,7 @@ impl Sockets {
     }
 
     pub(super) fn ids(&self) -> Vec<SocketId> {
-        self.entries
-            .iter()
-            .map(|(index, (generation, _))| SocketId { index: index as u32, generation: *generation })
-            .collect()
+        self.entries.ids().map(SocketId).collect()
     }
 }
 

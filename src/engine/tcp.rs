@@ -12,9 +12,10 @@
 use super::association::{NoAssociation, Way};
 use super::guard::Attempt;
 use super::inspect::FlowPhase;
+use super::links::{Link, Opening, Phase};
 use super::network::Network;
 use super::pool::ProxyTrouble;
-use super::socket::{Half, Purpose, Socket, Stage, TcpSocket, Via};
+use super::socket::{Early, Half, Purpose, Socket, Stage, TcpSocket, Via};
 use super::{Asker, Command, Egress, Engine, SocketError, SocketId};
 use crate::config::Accept;
 use crate::flow::FlowId;
@@ -27,28 +28,6 @@ use crate::wire::Endpoint;
 use crate::wire::icmp::Unreachable;
 use crate::wire::socks5::Command as Request;
 
-/// What the engine knows of a TCP flow.
-#[derive(Debug)]
-pub(super) struct Link {
-    flow: FlowId,
-    remote: Endpoint,
-    phase: Phase,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    /// The driver is looking for the owner of the app's socket.
-    Identifying,
-    /// Accepted early: the app's ACK is awaited.
-    Accepted(Via),
-    /// Too many attempts to this destination are unanswered.
-    Parked,
-    /// A connection is being opened.
-    Opening(SocketId),
-    /// Octets flow.
-    Relaying(SocketId),
-}
-
 /// The engine's words for a failure on the way to the target, in the stack's.
 pub(super) fn refusal(denial: Denial) -> Refusal {
     match denial {
@@ -60,65 +39,59 @@ pub(super) fn refusal(denial: Denial) -> Refusal {
 }
 
 impl Engine {
-    fn link(&self, flow: FlowId) -> Option<&Link> {
-        self.links.get(flow.index() as usize)?.as_ref().filter(|link| link.flow == flow)
-    }
-
-    fn link_mut(&mut self, flow: FlowId) -> Option<&mut Link> {
-        self.links.get_mut(flow.index() as usize)?.as_mut().filter(|link| link.flow == flow)
-    }
-
     /// How far a flow has come, and which way; for reports.
     pub(super) fn flow_phase(&self, flow: FlowId) -> (FlowPhase, Option<Via>) {
-        let Some(link) = self.link(flow) else { return (FlowPhase::Finishing, None) };
-        match link.phase {
-            Phase::Identifying => (FlowPhase::Identifying, None),
-            Phase::Accepted(via) => (FlowPhase::Opening, Some(via)),
-            Phase::Parked => (FlowPhase::Parked, None),
-            Phase::Opening(socket) => (FlowPhase::Opening, self.sockets.tcp(socket).map(|tcp| tcp.via)),
-            Phase::Relaying(socket) => (FlowPhase::Relaying, self.sockets.tcp(socket).map(|tcp| tcp.via)),
+        let via = |socket: SocketId| self.sockets.tcp(socket).map(|tcp| tcp.via);
+        match self.links.get(flow) {
+            None => (FlowPhase::Finishing, None),
+            Some(Link::Relaying(socket)) => (FlowPhase::Relaying, via(*socket)),
+            Some(Link::Opening(opening)) => match opening.phase {
+                Phase::Identifying => (FlowPhase::Identifying, None),
+                Phase::Accepted(via) => (FlowPhase::Opening, Some(via)),
+                Phase::Parked => (FlowPhase::Parked, None),
+                Phase::Opening(socket) => (FlowPhase::Opening, via(socket)),
+            },
         }
     }
 
     /// Gives flows that wait for their ACK and were to go through a proxy another one: `places` tells for each of the old proxies its place
     /// among the new.
     pub(super) fn move_accepted(&mut self, places: &[Option<usize>]) {
-        for link in self.links.iter_mut().flatten() {
-            if let Phase::Accepted(Via::Proxy(proxy)) = &mut link.phase {
+        for opening in self.links.all_opening() {
+            if let Phase::Accepted(Via::Proxy(proxy)) = &mut opening.phase {
                 *proxy = places.get(*proxy).copied().flatten().unwrap_or(0);
             }
         }
     }
 
     fn set_link(&mut self, flow: FlowId, remote: Endpoint, phase: Phase) {
-        let index = flow.index() as usize;
-        if index >= self.links.len() {
-            self.links.resize_with(index + 1, || None);
-        }
-        self.links[index] = Some(Link { flow, remote, phase });
+        self.links.set(flow, Link::Opening(Box::new(Opening { remote, phase })));
+    }
+
+    fn is_parked(&self, flow: FlowId) -> bool {
+        self.links.opening(flow).is_some_and(|opening| opening.phase == Phase::Parked)
     }
 
     fn set_phase(&mut self, flow: FlowId, phase: Phase) {
-        if let Some(link) = self.link_mut(flow) {
-            link.phase = phase;
-        }
+        self.links.set_phase(flow, phase);
     }
 
     pub(super) fn has_link(&self, flow: FlowId) -> bool {
-        self.link(flow).is_some()
+        self.links.get(flow).is_some()
     }
 
     pub(super) fn unlink(&mut self, flow: FlowId) {
-        if self.has_link(flow) {
-            self.links[flow.index() as usize] = None;
-        }
+        self.links.remove(flow);
     }
 
     /// The socket that carries, or is to carry, a flow.
     pub(super) fn link_socket(&self, flow: FlowId) -> Option<SocketId> {
-        match self.link(flow)?.phase {
-            Phase::Opening(socket) | Phase::Relaying(socket) => Some(socket),
-            Phase::Identifying | Phase::Accepted(_) | Phase::Parked => None,
+        match self.links.get(flow)? {
+            Link::Relaying(socket) => Some(*socket),
+            Link::Opening(opening) => match opening.phase {
+                Phase::Opening(socket) => Some(socket),
+                Phase::Identifying | Phase::Accepted(_) | Phase::Parked => None,
+            },
         }
     }
 
@@ -168,7 +141,7 @@ impl Engine {
 
     /// The owner of the app's socket is known.
     pub(super) fn flow_identified(&mut self, flow: FlowId, local_proxy: bool, now: Instant) {
-        let Some(&Link { remote, phase: Phase::Identifying, .. }) = self.link(flow) else { return };
+        let Some(&Opening { remote, phase: Phase::Identifying }) = self.links.opening(flow) else { return };
         if local_proxy {
             self.stats.kept_outside += 1;
             self.admit(flow, self.outside_target(remote), Via::Direct, now);
@@ -230,7 +203,7 @@ impl Engine {
     fn attempt_answered(&mut self, remote: Endpoint, via: Via, now: Instant) {
         let way = way(via);
         while let Some(next) = self.guard.answered(remote, way) {
-            let waits = self.link(next).is_some_and(|link| link.phase == Phase::Parked);
+            let waits = self.is_parked(next);
             if waits {
                 match (way, self.pool.choose(0, now)) {
                     (Way::Direct, _) => self.dial_target(next, remote, now),
@@ -299,13 +272,13 @@ impl Engine {
     /// The way to the target is open.
     fn granted(&mut self, socket: SocketId, flow: FlowId, early: Vec<u8>, now: Instant) {
         self.socket_timers.cancel(socket.index());
-        let Some(&Link { remote, .. }) = self.link(flow) else {
+        let Some(&Opening { remote, .. }) = self.links.opening(flow) else {
             return self.close_socket(socket, true);
         };
         let Some(tcp) = self.sockets.tcp_mut(socket) else { return };
-        tcp.stage = Stage::Relay { early, upload: Half::Open, download: Half::Open };
+        tcp.stage = Stage::Relay { early: Early::new(early), upload: Half::Open, download: Half::Open };
         let via = tcp.via;
-        self.set_phase(flow, Phase::Relaying(socket));
+        self.links.set(flow, Link::Relaying(socket));
         self.attempt_answered(remote, via, now);
         match self.config.accept {
             Accept::Late => {
@@ -322,11 +295,15 @@ impl Engine {
 
     /// The app's ACK has completed the handshake.
     pub(super) fn flow_established(&mut self, flow: FlowId, now: Instant) {
-        let Some(&Link { remote, phase, .. }) = self.link(flow) else { return };
-        match phase {
-            Phase::Accepted(via) => self.open(flow, remote, via, now),
-            Phase::Relaying(socket) => self.begin_download(socket, flow, now),
-            Phase::Identifying | Phase::Parked | Phase::Opening(_) => {}
+        match self.links.get(flow) {
+            Some(&Link::Relaying(socket)) => self.begin_download(socket, flow, now),
+            Some(Link::Opening(opening)) => {
+                let Opening { remote, phase } = **opening;
+                if let Phase::Accepted(via) = phase {
+                    self.open(flow, remote, via, now);
+                }
+            }
+            None => {}
         }
     }
 
@@ -364,7 +341,7 @@ impl Engine {
     }
 
     pub(super) fn flow_denied(&mut self, flow: FlowId, via: Via, denial: Denial, now: Instant) {
-        let Some(&Link { remote, .. }) = self.link(flow) else { return };
+        let Some(&Opening { remote, .. }) = self.links.opening(flow) else { return };
         self.refuse_flow(flow, refusal(denial), now);
         if denial == Denial::TimedOut {
             let parked = self.guard.timed_out(remote, way(via));
@@ -372,7 +349,7 @@ impl Engine {
                 self.loop_seen("connections", parked.len() + super::guard::UNANSWERED_LIMIT, now);
             }
             for flow in parked {
-                if self.link(flow).is_some_and(|link| link.phase == Phase::Parked) {
+                if self.is_parked(flow) {
                     self.refuse_flow(flow, Refusal::Icmp(Unreachable::Host), now);
                 }
             }
@@ -463,7 +440,7 @@ impl Engine {
     pub(super) fn redial(&mut self, purpose: Purpose, proxy: usize, now: Instant) {
         match purpose {
             Purpose::Flow(flow) => {
-                let Some(&Link { remote, .. }) = self.link(flow) else { return };
+                let Some(&Opening { remote, .. }) = self.links.opening(flow) else { return };
                 let socket = self.dial_fresh(Purpose::Flow(flow), proxy, now);
                 self.set_phase(flow, Phase::Opening(socket));
                 log::trace!("asking proxy {} for {remote}", proxy + 1);
@@ -476,7 +453,7 @@ impl Engine {
 
     /// Dials the target of a flow that goes out directly again.
     pub(super) fn redial_target(&mut self, flow: FlowId, now: Instant) {
-        if let Some(&Link { remote, .. }) = self.link(flow) {
+        if let Some(&Opening { remote, .. }) = self.links.opening(flow) {
             self.dial_target(flow, remote, now);
         }
     }
@@ -489,7 +466,7 @@ impl Engine {
     /// The request that belongs to a purpose; `None` for a connection that only fills the pool, or whose flow is gone.
     pub(super) fn request_of(&self, purpose: Purpose, proxy: usize) -> Option<(Request, Endpoint)> {
         match purpose {
-            Purpose::Flow(flow) => self.link(flow).map(|link| (Request::Connect, link.remote)),
+            Purpose::Flow(flow) => self.links.opening(flow).map(|opening| (Request::Connect, opening.remote)),
             Purpose::Association(_) => Some((Request::UdpAssociate, self.unspecified(proxy))),
             Purpose::Names(stream) => self.streams.server(stream).map(|server| (Request::Connect, server)),
             Purpose::Pool => None,
@@ -526,16 +503,16 @@ impl Engine {
 
     /// The flow is over on the app's side.
     pub(super) fn flow_closed(&mut self, flow: FlowId, why: Closed, now: Instant) {
-        let Some(&Link { remote, phase, .. }) = self.link(flow) else { return };
-        self.unlink(flow);
-        match phase {
-            Phase::Opening(socket) => {
-                let via = self.sockets.tcp(socket).map_or(Via::Direct, |tcp| tcp.via);
-                self.close_socket(socket, true);
-                self.attempt_answered(remote, via, now);
+        match self.links.remove(flow) {
+            Some(Link::Relaying(socket)) => self.close_socket(socket, why != Closed::Finished),
+            Some(Link::Opening(opening)) => {
+                if let Phase::Opening(socket) = opening.phase {
+                    let via = self.sockets.tcp(socket).map_or(Via::Direct, |tcp| tcp.via);
+                    self.close_socket(socket, true);
+                    self.attempt_answered(opening.remote, via, now);
+                }
             }
-            Phase::Relaying(socket) => self.close_socket(socket, why != Closed::Finished),
-            Phase::Identifying | Phase::Accepted(_) | Phase::Parked => {}
+            None => {}
         }
     }
 }

@@ -103,7 +103,7 @@ pub struct TcpCounts {
 }
 
 impl TcpLayer {
-    /// Counts; constant time.
+    /// Counts. Cost: a look at each page of the tables.
     pub(crate) fn counts(&self) -> TcpCounts {
         let (syn, time_wait) = (self.syns, self.time_wait.len());
         let open = self.table.len().saturating_sub(syn + time_wait);
@@ -114,7 +114,10 @@ impl TcpLayer {
             capacity: self.table.capacity(),
             buffer_octets: self.pool.used(),
             buffer_budget: self.config.tcp.buffer_budget,
-            table_octets: self.table.slots() as usize * size_of::<(FlowKey, Slot)>()
+            table_octets: self.table.octets()
+                + self.timers.octets()
+                + self.half_open.octets()
+                + self.time_wait.octets()
                 + self.blocks.used() * size_of::<Tcb>(),
         }
     }
