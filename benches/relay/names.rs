@@ -2,7 +2,7 @@
 
 use crate::Res;
 use crate::load::Load;
-use crate::socks::{ASSOCIATE, GREETING, Way, request};
+use crate::socks::{ASSOCIATE, GREETING, Way, reachable, request};
 use crate::target::DNS;
 use mio::net::{TcpStream, UdpSocket};
 use mio::{Events, Interest, Poll, Token};
@@ -155,6 +155,10 @@ impl Names<'_> {
                     }
                     let addr = Ipv4Addr::new(reply[4], reply[5], reply[6], reply[7]);
                     let relay = SocketAddrV4::new(addr, u16::from_be_bytes([reply[8], reply[9]]));
+                    let relay = match self.load.way {
+                        Way::Kernel => relay,
+                        Way::Socks(server) => reachable(relay, server),
+                    };
                     let header = [&[0, 0, 0][..], &request(ASSOCIATE, self.load.target(DNS))[3..]].concat();
                     self.send(key, relay, &header, id, Some(stream))?
                 }

@@ -287,6 +287,8 @@ impl Files {
                 command.args(["--max-sessions", "65000", "-v", "error", "--mtu", &program.mtu().to_string()]);
                 // Without an MSS its uploads come in segments of 536 octets.
                 command.args(["--tcp-mss", &(program.mtu() - 40).to_string()]);
+                // It asks a public resolver instead of a private one, unless told whom.
+                command.args(["--dns-addr", &TARGET.to_string()]);
                 command
             }
             Kind::Pasta => {

@@ -54,6 +54,11 @@ fn negotiate(server: SocketAddrV4, command: u8, target: SocketAddrV4) -> Res<(Tc
     Ok((stream, SocketAddrV4::new(addr, port)))
 }
 
+/// A relay without an address of its own is at that of its server.
+pub(crate) fn reachable(relay: SocketAddrV4, server: SocketAddrV4) -> SocketAddrV4 {
+    if relay.ip().is_unspecified() { SocketAddrV4::new(*server.ip(), relay.port()) } else { relay }
+}
+
 /// A connection to `target`.
 pub(crate) fn connect(way: Way, target: SocketAddrV4) -> Res<TcpStream> {
     let stream = match way {
@@ -90,10 +95,8 @@ impl Datagrams {
             }
             Way::Socks(server) => {
                 let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-                let (control, mut relay) = negotiate(server, ASSOCIATE, any)?;
-                if relay.ip().is_unspecified() {
-                    relay.set_ip(*server.ip());
-                }
+                let (control, relay) = negotiate(server, ASSOCIATE, any)?;
+                let relay = reachable(relay, server);
                 socket.connect(relay)?;
                 let header = [&[0, 0, 0][..], &connect_request(target)[3..]].concat();
                 Ok(Datagrams { socket, header, _association: Some(control) })
