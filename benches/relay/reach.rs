@@ -132,7 +132,9 @@ pub(crate) fn table(values: &Values) -> String {
             (Some(figure), _) if reaches(goal.bar, figure) => "met",
             (Some(_), _) => "**missed**",
         };
-        let measured = figure.map_or("-".into(), |figure| with_unit(format!("{figure:.2}")));
+        let measured = figure.map_or("-".into(), |figure| {
+            with_unit(format!("{figure:.*}", if figure < 10.0 { 3 } else { 1 }))
+        });
         let aim = goal.aim.map_or("-".into(), |aim| format!("{sign} {aim}"));
         let what = goal.what.replace("{most}", &values.most.to_string());
         writeln!(text, "| {what} | {measured} | {sign} {} | {aim} | {verdict} |", goal.bar).ok();
