@@ -3,6 +3,7 @@
 //! A connection is brought up and used for a while, so that every ring, list and table has the size it needs; then the same again is counted.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::disallowed_methods, reason = "the proxy of a test runs beside it")]
 
 #[allow(dead_code, reason = "shared with the conformance tests")]
 #[allow(unreachable_pub, reason = "a module of a test has nobody outside")]

@@ -23,19 +23,20 @@ mod limit;
 mod reassembly;
 mod stats;
 mod tcp;
+mod udp;
 
 pub use egress::{Datagram, TrainHeader};
 pub use stats::{DropReason, Stats};
 pub use tcp::Tcp;
 pub use tcp::inspect::{TcpCounts, TcpInfo, TcpState};
+pub use udp::datagrams;
 
 use crate::flow::FlowId;
 use crate::rng::{Rng, SEED_LEN};
 use crate::time::{Duration, Instant};
+use crate::wire::Endpoint;
 use crate::wire::icmp::{IcmpMessage, Unreachable};
 use crate::wire::ip::{IpPacket, protocol};
-use crate::wire::udp::{self, UdpDatagram};
-use crate::wire::{Endpoint, WireError};
 use control::ControlQueue;
 use core::net::IpAddr;
 use egress::Scratch;
@@ -382,7 +383,7 @@ impl Stack {
             (protocol::TCP, _) => {
                 self.tcp.handle_segment(&ip, packet.verify_checksum, &mut self.control, &mut self.stats, now)
             }
-            (protocol::UDP, _) => datagram(&ip, packet),
+            (protocol::UDP, _) => udp::datagram(&ip, packet),
             (protocol::ICMP, false) | (protocol::ICMPV6, true) => self.icmp(&ip, now),
             _ => {
                 self.control.unreachable(packet.octets, Unreachable::Protocol, &mut self.stats, now);
@@ -454,87 +455,6 @@ impl Stack {
         self.tcp.flows()
     }
 
-    /// Prepares a datagram from `remote` to the app at `local`: one packet, or the fragments of one. `None` when the families differ or
-    /// the payload is larger than UDP can carry. Nothing is queued: the caller takes the packets at once.
-    pub fn send_datagram<'a>(
-        &'a mut self,
-        remote: Endpoint,
-        local: Endpoint,
-        payload: &'a [u8],
-        _now: Instant,
-    ) -> Option<Datagram<'a>> {
-        let header = egress::ip_header(remote.addr, local.addr, protocol::UDP);
-        let most =
-            usize::from(u16::MAX) - udp::HEADER - if remote.addr.is_ipv4() { header.header_len() } else { 0 };
-        if remote.addr.is_ipv4() != local.addr.is_ipv4() || payload.len() > most {
-            return None;
-        }
-        let mut front = [0; udp::HEADER];
-        let ends = ((remote.addr, remote.port), (local.addr, local.port));
-        let mtu = usize::from(self.config.mtu);
-        // Fragments are summed here: a device sums what is one packet.
-        let sums = self.config.offload.sums() && header.header_len() + udp::HEADER + payload.len() <= mtu;
-        let front_len = match sums {
-            true => udp::emit_partial(&mut front, ends.0, ends.1, payload.len()),
-            false => udp::emit_header(&mut front, ends.0, ends.1, payload),
-        };
-        let id = self.rng.next_u32();
-        self.stats.packets_out += 1;
-        let scratch = &mut self.scratch;
-        Some(Datagram { scratch, header, front, front_len, payload, mtu, id, offset: 0, sums })
-    }
-
-    /// The header of one packet for datagrams from `remote` to the app at `local`, all as long as the first but the last, which may be shorter. `None`
-    /// when the device takes no such packets, or they do not fit one: then each is [sent](Stack::send_datagram) by itself.
-    pub fn send_train(
-        &mut self,
-        remote: Endpoint,
-        local: Endpoint,
-        pieces: &[&[u8]],
-    ) -> Option<TrainHeader<'_>> {
-        let header = egress::ip_header(remote.addr, local.addr, protocol::UDP);
-        let len = header.header_len();
-        let size = pieces.first()?.len();
-        let octets: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let fits = len + udp::HEADER + size <= usize::from(self.config.mtu)
-            && len + udp::HEADER + octets <= usize::from(u16::MAX)
-            && remote.addr.is_ipv4() == local.addr.is_ipv4();
-        let segment_size = u16::try_from(size).ok().filter(|size| *size > 0 && fits)?;
-        if !self.config.offload.trains() {
-            return None;
-        }
-        header.emit(&mut self.scratch, udp::HEADER + octets);
-        let upper = self.scratch.get_mut(len..)?;
-        udp::emit_partial(upper, (remote.addr, remote.port), (local.addr, local.port), octets);
-        self.stats.packets_out += 1;
-        let checksum_offset = egress::CHECKSUM_OFFSET;
-        let offload = Offload { checksum_start: len as u16, checksum_offset, segment_size };
-        Some(TrainHeader { header: self.scratch.get(..len + udp::HEADER)?, offload })
-    }
-
-    /// Answers a datagram that cannot be delivered with an ICMP error (quoting rules and rate limit apply). `payload` is the datagram's data.
-    pub fn refuse_datagram(
-        &mut self,
-        local: Endpoint,
-        remote: Endpoint,
-        payload: &[u8],
-        why: Unreachable,
-        now: Instant,
-    ) {
-        let header = egress::ip_header(local.addr, remote.addr, protocol::UDP);
-        let len = header.header_len();
-        let upper = udp::HEADER + payload.len();
-        if remote.addr.is_ipv4() != local.addr.is_ipv4() || len + upper > usize::from(u16::MAX) {
-            return;
-        }
-        // The datagram as the app sent it, to be quoted.
-        let mut original = vec![0; len + udp::HEADER];
-        header.emit(&mut original, upper);
-        udp::emit_header(&mut original[len..], (local.addr, local.port), (remote.addr, remote.port), payload);
-        original.extend_from_slice(payload);
-        self.control.unreachable(&original, why, &mut self.stats, now);
-    }
-
     /// How many TCP connections there are, and the memory of their buffers. Cost: none.
     pub fn tcp_counts(&self) -> TcpCounts {
         self.tcp.counts()
@@ -554,45 +474,4 @@ impl Stack {
     pub fn stats(&self) -> &Stats {
         &self.stats
     }
-}
-
-/// The datagrams of a train, in order; `segment_size` 0: there is one.
-pub fn datagrams(payload: &[u8], segment_size: u16) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
-    let size = match segment_size {
-        0 => payload.len(),
-        size => usize::from(size),
-    };
-    let count = if segment_size == 0 { 1 } else { payload.len().div_ceil(size).max(1) };
-    (0..count).map(move |n| {
-        let start = n * size;
-        payload.get(start..payload.len().min(start + size)).unwrap_or_default()
-    })
-}
-
-fn datagram<'p>(ip: &IpPacket<'p>, packet: Packet<'p>) -> Result<Ingress<'p>, DropReason> {
-    let datagram = UdpDatagram::parse(ip.src, ip.dst, ip.payload, packet.verify_checksum).map_err(
-        |error| match error {
-            WireError::Checksum => DropReason::BadChecksum,
-            WireError::Truncated
-            | WireError::Version
-            | WireError::HeaderLength
-            | WireError::Length
-            | WireError::Extension
-            | WireError::Value => DropReason::BadUdp,
-        },
-    )?;
-    // A reply to port 0 could not be sent; a datagram to it is for nobody (RFC 768).
-    if datagram.src_port == 0 || datagram.dst_port == 0 {
-        return Err(DropReason::BadUdp);
-    }
-    Ok(Ingress::Datagram {
-        local: Endpoint::new(ip.src, datagram.src_port),
-        remote: Endpoint::new(ip.dst, datagram.dst_port),
-        payload: datagram.payload,
-        segment_size: if datagram.payload.len() > usize::from(packet.segment_size) {
-            packet.segment_size
-        } else {
-            0
-        },
-    })
 }
