@@ -82,3 +82,53 @@ fn a_thousand_slow_flows_are_heard_beside_two_fast_ones() {
     drop(slow);
     assert_eq!(ztun.stop(), Some(0));
 }
+
+/// Streams that are compared.
+const STREAMS: usize = 10;
+/// What all of them together move before they are compared: long enough for what happens at the start to weigh little.
+const TOGETHER: u64 = 768 << 20;
+
+/// Octets moved by each of [`STREAMS`] streams while all together moved [`TOGETHER`], counted from when each of them goes; `uploads` of them go up.
+fn shares(world: &World, uploads: usize) -> Vec<u64> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let moved: Arc<Vec<AtomicU64>> = Arc::new((0..STREAMS).map(|_| AtomicU64::new(0)).collect());
+    let threads: Vec<_> = (0..STREAMS)
+        .map(|number| {
+            let up = number < uploads;
+            let port = if up { 9002 } else { 9001 };
+            let mut stream = world.client.connect(&format!("{TARGET}:{port}")).unwrap();
+            let (stop, moved) = (Arc::clone(&stop), Arc::clone(&moved));
+            std::thread::spawn(move || match up {
+                true => pour(&mut stream, &stop, &moved[number]),
+                false => drain(&mut stream, &stop, &moved[number]),
+            })
+        })
+        .collect();
+    let now = || -> Vec<u64> { moved.iter().map(|octets| octets.load(Ordering::Relaxed)).collect() };
+    until("all go", || now().iter().all(|octets| *octets > 4 << 20));
+    let before = now();
+    let since = || -> Vec<u64> { now().iter().zip(&before).map(|(now, before)| now - before).collect() };
+    until("enough is moved", || since().iter().sum::<u64>() > TOGETHER);
+    let shares = since();
+    stop.store(true, Ordering::Relaxed);
+    threads.into_iter().for_each(|thread| thread.join().unwrap().unwrap());
+    shares
+}
+
+/// Issue 4, item 7: of ten equal streams none has more than twice what another has, whichever way they go.
+#[test]
+fn ten_equal_streams_have_equal_shares() {
+    let Some(world) = world() else { return };
+    let _proxy = world.embedded(&world.server, PROXY);
+    bulk_targets(&world);
+    let mut ztun = world.ztun(&format!("--socks5 {PROXY}"));
+    for uploads in [STREAMS, 0, STREAMS / 2] {
+        let shares = shares(&world, uploads);
+        for equal in [&shares[..uploads], &shares[uploads..]] {
+            let (least, most) = (equal.iter().min(), equal.iter().max());
+            let fair = least.zip(most).is_none_or(|(least, most)| *most <= 2 * least);
+            assert!(fair, "{uploads} up: {shares:?}");
+        }
+    }
+    assert_eq!(ztun.stop(), Some(0));
+}
