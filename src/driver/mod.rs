@@ -295,6 +295,7 @@ impl<D: Device> Driver<D> {
             return Ok(Some(exit));
         }
         self.engine.handle_timeout(now);
+        self.engine.end_of_batch(self.tun_readable, now);
         self.give(now);
         Ok(self.finished(now))
     }

@@ -341,6 +341,11 @@ impl Engine {
         }
     }
 
+    /// See [`Stack::end_of_batch`].
+    pub fn end_of_batch(&mut self, more: bool, now: Instant) {
+        self.stack.end_of_batch(more, now);
+    }
+
     /// Runs every timer that is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.stack.handle_timeout(now);

@@ -606,6 +606,48 @@ fn challenges_of_one_connection_do_not_tell_about_another() {
     });
 }
 
+/// RFC 9293 3.8.6.3: while the device has more packets, the acknowledgements of a stream that can go on without them are one, soon.
+#[test]
+fn bulk_data_is_acknowledged_when_the_device_is_empty_or_a_millisecond_later_or_when_it_is_much() {
+    both(|family| {
+        let mut peer = Peer::new(family).like_a_kernel().open();
+        let end_of_batch = |peer: &mut Peer, more| peer.stack.end_of_batch(more, peer.now);
+        // The first says how large the window is.
+        peer.say(&text(0, 10_000));
+        peer.take_one();
+        peer.say(&text(0, 60_000));
+        end_of_batch(&mut peer, true);
+        peer.take_nothing();
+        peer.say(&text(0, 60_000));
+        end_of_batch(&mut peer, false);
+        assert_eq!(peer.take_one().ack, peer.snd_nxt, "the device is empty");
+
+        end_of_batch(&mut peer, true);
+        peer.say(&text(0, 60_000));
+        peer.take_nothing();
+        peer.now = peer.now + ms(1);
+        end_of_batch(&mut peer, true);
+        assert_eq!(peer.take_one().ack, peer.snd_nxt, "it is never empty");
+
+        end_of_batch(&mut peer, true);
+        for _ in 0..3 {
+            peer.say(&text(0, 60_000));
+            peer.take_nothing();
+            end_of_batch(&mut peer, true);
+        }
+        peer.say(&text(0, 60_000));
+        assert_eq!(peer.take_one().ack, peer.snd_nxt, "a quarter of what the window still allows");
+
+        // What is more than an acknowledgement does not wait.
+        peer.say(&text(0, 60_000));
+        peer.write(b"answer");
+        assert_eq!(peer.take_one().data, b"answer");
+        let ahead = peer.seg().seq(peer.snd_nxt + 10).data(&text(0, 10_000));
+        peer.feed(&ahead);
+        assert_eq!(peer.take_one().ack, peer.snd_nxt, "a gap");
+    });
+}
+
 /// conformance 22
 #[test]
 fn resets_urgent_data_and_acknowledgements_are_processed_at_a_zero_window() {

@@ -14,7 +14,8 @@
 //!
 //! What a segment or a call changes may give the connection something to send: it is then put into `ready`, once, and
 //! [`TcpLayer::poll_transmit`] serves that queue round robin, one segment at a time. Acknowledgements are made there too, so that all
-//! segments handled in one turn are covered by one. Segments that belong to no block (SYN-ACK, RST, answers of TIME-WAIT) go to the
+//! segments handled in one turn are covered by one; and while the device has more packets than one turn takes, those of streams that
+//! could go on for long without one wait for the next turns, [`PATIENCE`] at most. Each is a packet, and a visit of the app's kernel. Segments that belong to no block (SYN-ACK, RST, answers of TIME-WAIT) go to the
 //! [`ControlQueue`].
 //!
 //! Each connection has one deadline in the timer wheel: the earliest of its own. It is only moved when it becomes earlier; one that comes
@@ -61,6 +62,9 @@ use ring::Pool;
 use std::collections::VecDeque;
 use tcb::{State, Tcb};
 
+/// How long acknowledgements wait while the device has more packets: a few turns of the loop, far below what RFC 9293 3.8.6.3 allows.
+const PATIENCE: Duration = Duration::from_millis(1);
+
 /// IP and TCP headers with all options.
 const MAX_HEADERS: usize = 40 + 60;
 
@@ -102,6 +106,10 @@ pub(crate) struct TcpLayer {
     pub(super) table: FlowTable<FlowKey, Slot>,
     timers: TimerWheel,
     ready: VecDeque<FlowId>,
+    /// Flows that owe nothing but an acknowledgement that may wait for more packets of the device.
+    patient: VecDeque<FlowId>,
+    /// Since when, if more packets are to come.
+    patient_since: Option<Instant>,
     events: VecDeque<StackEvent>,
     pool: Pool,
     blocks: Blocks,
@@ -123,6 +131,8 @@ impl TcpLayer {
             table: FlowTable::new(config.tcp.max_flows, rng.keyed_hash()),
             timers: TimerWheel::new(),
             ready: VecDeque::new(),
+            patient: VecDeque::new(),
+            patient_since: None,
             events: VecDeque::new(),
             pool: Pool::new(config.tcp.buffer_budget),
             blocks: Blocks::default(),
@@ -293,6 +303,17 @@ impl TcpLayer {
         }
     }
 
+    /// A turn's packets were handled. `more`: the device has others, which are handled before long.
+    pub(crate) fn end_of_batch(&mut self, more: bool, now: Instant) {
+        self.ready.append(&mut self.patient);
+        self.patient_since = match self.patient_since {
+            Some(since) if more && now.since(since) < PATIENCE => Some(since),
+            // Those that have waited go now; the next wait from the next turn on.
+            Some(_) => None,
+            None => more.then_some(now),
+        };
+    }
+
     /// The next segment, in turn from each flow that has one.
     pub(crate) fn poll_transmit(&mut self, stats: &mut Stats, now: Instant) -> Option<Transmit<'_>> {
         let (flow, segment) = loop {
@@ -302,6 +323,10 @@ impl TcpLayer {
                 true => self.config.max_segment as u32,
                 false => tcb.mss,
             };
+            if self.patient_since.is_some() && tcb.can_wait() {
+                self.patient.push_back(flow);
+                continue;
+            }
             match tcb.next_segment(limit, stats, now) {
                 Some(segment) => {
                     self.ready.push_back(flow);
