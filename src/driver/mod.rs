@@ -21,6 +21,7 @@
 //!
 //! A TUN that takes no packet keeps the one that it refused; nothing more is asked of the engine until it is writable again.
 
+mod backlog;
 pub mod clock;
 mod datagram;
 mod health;
@@ -51,6 +52,7 @@ use crate::outbound::rule::Proto;
 use crate::stack::{Packet, Transmit};
 use crate::time::{Duration, Instant};
 use crate::tun::Device;
+use backlog::Backlog;
 use incoming::Inbox;
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
@@ -137,6 +139,7 @@ struct OsSocket {
     /// Stands in `queue`.
     queued: bool,
     wakeup: Wakeup,
+    backlog: Backlog,
     /// Stands in `looks`.
     looked_for: bool,
 }
@@ -485,6 +488,7 @@ impl<D: Device> Driver<D> {
             ending: false,
             queued: false,
             wakeup: Wakeup::default(),
+            backlog: Backlog::default(),
             looked_for: false,
         });
     }

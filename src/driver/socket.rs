@@ -112,18 +112,20 @@ pub(super) fn send_datagram(
 
 /// Has the kernel tell of a connection's octets only when there are so many (SO_RCVLOWAT), or none will follow.
 pub(super) fn wake_at(stream: &TcpStream, octets: usize) -> io::Result<()> {
-    let octets = libc::c_int::try_from(octets).unwrap_or(libc::c_int::MAX);
-    let len = size_of_val(&octets) as libc::socklen_t;
+    set_option(stream, libc::SOL_SOCKET, libc::SO_RCVLOWAT, octets)
+}
+
+/// Has the kernel take at most so many octets ahead of what it can send (TCP_NOTSENT_LOWAT); 0: what the system says.
+pub(super) fn keep_ahead(stream: &TcpStream, octets: u32) -> io::Result<()> {
+    set_option(stream, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, octets as usize)
+}
+
+fn set_option(stream: &TcpStream, level: libc::c_int, option: libc::c_int, value: usize) -> io::Result<()> {
+    let value = libc::c_int::try_from(value).unwrap_or(libc::c_int::MAX);
+    let len = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the descriptor is open, and the option's value is one int that outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            stream.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            (&raw const octets).cast(),
-            len,
-        )
-    };
+    let result =
+        unsafe { libc::setsockopt(stream.as_raw_fd(), level, option, (&raw const value).cast(), len) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -6,7 +6,7 @@
 
 use super::queue::Turn;
 use super::wakeup::{self, Advice};
-use super::{Driver, Io, OsSocket, socket};
+use super::{Driver, Io, OsSocket, backlog, socket};
 use crate::engine::SocketId;
 use crate::time::Instant;
 use crate::tun::Device;
@@ -192,6 +192,7 @@ impl<D: Device> Driver<D> {
     }
 
     pub(super) fn write_stream(&mut self, id: SocketId, now: Instant) {
+        let mut waited = false;
         let mut budget = self.queue.share();
         while budget > 0 {
             let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
@@ -201,12 +202,19 @@ impl<D: Device> Driver<D> {
             }
             let Some((first, second)) = self.engine.write_slices(id) else { return };
             let waiting = first.len() + second.len();
+            if !core::mem::replace(&mut waited, true)
+                && let Some(slow) = socket.backlog.waited(now)
+                && let Err(error) = socket::keep_ahead(stream, if slow { backlog::LITTLE } else { 0 })
+            {
+                log::debug!("TCP_NOTSENT_LOWAT: {error}");
+            }
             let written = stream.write_vectored(&[IoSlice::new(first), IoSlice::new(second)]);
             self.queue.charge(*written.as_ref().unwrap_or(&0));
             match written {
                 Ok(octets) => {
                     budget = budget.saturating_sub(octets.max(1));
                     socket.writable = octets == waiting;
+                    socket.backlog.wrote(octets);
                     self.engine.write_done(id, octets, now);
                     self.sent(id);
                 }
@@ -240,6 +248,7 @@ impl<D: Device> Driver<D> {
             }
         };
         socket.writable = taken == octets.len();
+        socket.backlog.wrote(taken);
         let advice = socket.wakeup.wrote();
         if advice != Advice::Keep {
             self.heed(id, advice);
