@@ -415,12 +415,6 @@ impl Stack {
         self.stats.echoes += 1;
     }
 
-    /// Tells that a batch of packets was handled; to be called before [`Stack::poll_transmit`] by a caller that takes packets in batches, and
-    /// by no other. `more`: the device has others, and the next batch follows at once. Acknowledgements of bulk data may wait for it.
-    pub fn end_of_batch(&mut self, more: bool, now: Instant) {
-        self.tcp.end_of_batch(more, now);
-    }
-
     /// Runs every timer that is due.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.tcp.handle_timeout(&mut self.control, &mut self.stats, now);

@@ -14,8 +14,7 @@
 //!
 //! What a segment or a call changes may give the connection something to send: it is then put into `ready`, once, and
 //! [`TcpLayer::poll_transmit`] serves that queue round robin, one segment at a time. Acknowledgements are made there too, so that all
-//! segments handled in one turn are covered by one; and while the device has more packets than one turn takes, those of streams that
-//! could go on for long without one wait for the next turns, [`PATIENCE`] at most. Each is a packet, and a visit of the app's kernel. Segments that belong to no block (SYN-ACK, RST, answers of TIME-WAIT) go to the
+//! segments handled in one turn are covered by one ([`patience`] lets them wait for more). Segments that belong to no block (SYN-ACK, RST, answers of TIME-WAIT) go to the
 //! [`ControlQueue`].
 //!
 //! Each connection has one deadline in the timer wheel: the earliest of its own. It is only moved when it becomes earlier; one that comes
@@ -24,7 +23,7 @@
 //!
 //! # Files
 //!
-//! `listen` segments before and after a connection is synchronised, `handshake` the entries for them; `tcb` the block; `input` arriving segments; `output` leaving ones and the timers; `flight` SACK
+//! `listen` segments before and after a connection is synchronised, `handshake` the entries for them; `tcb` the block; `input` arriving segments; `output` leaving ones and the timers; `patience` acknowledgements that wait; `flight` SACK
 //! scoreboard and RACK; `rtt`, `cubic`; `recv` and `ring` the buffers; `rest` connections at rest; `handle` what the caller holds;
 //! `inspect` what reports are made of.
 
@@ -36,6 +35,7 @@ mod input;
 pub(super) mod inspect;
 mod listen;
 mod output;
+mod patience;
 mod recv;
 mod rest;
 mod ring;
@@ -57,13 +57,11 @@ use crate::wire::{Endpoint, SeqNumber, WireError};
 use handshake::{SynEntry, TimeWait};
 use input::Context;
 use output::Segment;
+use patience::Patient;
 use rest::{Blocks, Resting};
 use ring::Pool;
 use std::collections::VecDeque;
 use tcb::{State, Tcb};
-
-/// How long acknowledgements wait while the device has more packets: a few turns of the loop, far below what RFC 9293 3.8.6.3 allows.
-const PATIENCE: Duration = Duration::from_millis(1);
 
 /// IP and TCP headers with all options.
 const MAX_HEADERS: usize = 40 + 60;
@@ -106,10 +104,7 @@ pub(crate) struct TcpLayer {
     pub(super) table: FlowTable<FlowKey, Slot>,
     timers: TimerWheel,
     ready: VecDeque<FlowId>,
-    /// Flows that owe nothing but an acknowledgement that may wait for more packets of the device.
-    patient: VecDeque<FlowId>,
-    /// Since when, if more packets are to come.
-    patient_since: Option<Instant>,
+    patient: Patient,
     events: VecDeque<StackEvent>,
     pool: Pool,
     blocks: Blocks,
@@ -131,8 +126,7 @@ impl TcpLayer {
             table: FlowTable::new(config.tcp.max_flows, rng.keyed_hash()),
             timers: TimerWheel::new(),
             ready: VecDeque::new(),
-            patient: VecDeque::new(),
-            patient_since: None,
+            patient: Patient::default(),
             events: VecDeque::new(),
             pool: Pool::new(config.tcp.buffer_budget),
             blocks: Blocks::default(),
@@ -303,17 +297,6 @@ impl TcpLayer {
         }
     }
 
-    /// A turn's packets were handled. `more`: the device has others, which are handled before long.
-    pub(crate) fn end_of_batch(&mut self, more: bool, now: Instant) {
-        self.ready.append(&mut self.patient);
-        self.patient_since = match self.patient_since {
-            Some(since) if more && now.since(since) < PATIENCE => Some(since),
-            // Those that have waited go now; the next wait from the next turn on.
-            Some(_) => None,
-            None => more.then_some(now),
-        };
-    }
-
     /// The next segment, in turn from each flow that has one.
     pub(crate) fn poll_transmit(&mut self, stats: &mut Stats, now: Instant) -> Option<Transmit<'_>> {
         let (flow, segment) = loop {
@@ -323,8 +306,7 @@ impl TcpLayer {
                 true => self.config.max_segment as u32,
                 false => tcb.mss,
             };
-            if self.patient_since.is_some() && tcb.can_wait() {
-                self.patient.push_back(flow);
+            if self.patient.takes(flow, tcb) {
                 continue;
             }
             match tcb.next_segment(limit, stats, now) {

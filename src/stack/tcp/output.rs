@@ -59,19 +59,6 @@ impl Tcb {
             || self.fin == Fin::Queued
     }
 
-    /// Whether all that is due is an acknowledgement that the app can do without for a while: the stream is in order, and a small part of
-    /// the window is not acknowledged.
-    pub(super) fn can_wait(&self) -> bool {
-        let nothing_else = self.forced == Forced::No
-            && !self.flight.has_lost()
-            && self.unsent() == 0
-            && self.fin != Fin::Queued
-            && !self.receive.has_gap()
-            && !self.receive.fin_in_order();
-        let bulk = self.unacknowledged >= 2 * self.mss && self.unacknowledged <= self.receive.window() / 4;
-        nothing_else && bulk && matches!(self.ack, Ack::Now(1))
-    }
-
     fn retransmission(&mut self, forced: Forced, stats: &mut Stats, now: Instant) -> Option<Segment> {
         if !self.flight.has_lost() {
             return None;
