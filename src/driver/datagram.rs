@@ -43,7 +43,7 @@ impl<D: Device> Driver<D> {
         }
         let sockets = &mut self.sockets;
         self.outgoing.drain(|id, datagrams| {
-            if let Some(udp) = outgoing::udp(sockets, id) {
+            if let Some(udp) = sockets.udp(id) {
                 outgoing::send(udp, datagrams);
             }
         });
@@ -57,7 +57,7 @@ impl<D: Device> Driver<D> {
         payload: &[u8],
         segment_size: u16,
     ) {
-        let Some(udp) = outgoing::udp(&mut self.sockets, socket) else { return };
+        let Some(udp) = self.sockets.udp(socket) else { return };
         let mut train = datagrams(payload, segment_size);
         loop {
             let mut some = [Datagram { to, header, payload: &[] }; outgoing::MOST];
@@ -81,7 +81,7 @@ impl<D: Device> Driver<D> {
         header: &[u8],
         payload: &[u8],
     ) {
-        let Some(udp) = outgoing::udp(&mut self.sockets, socket) else { return };
+        let Some(udp) = self.sockets.udp(socket) else { return };
         // An ICMP error for an earlier datagram is reported by the next send: that one is tried once more.
         for _ in 0..2 {
             match socket::send_datagram(&udp.socket, to, header, payload) {

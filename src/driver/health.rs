@@ -74,7 +74,7 @@ impl<D> Scene<'_, D> {
     }
 
     fn os_socket(&self, id: SocketId) -> Option<&super::OsSocket> {
-        self.sockets.get(id.index() as usize)?.as_ref().filter(|socket| socket.id == id)
+        self.sockets.get(id)
     }
 
     fn stream(&self, id: SocketId) -> Option<BorrowedSocket> {

@@ -35,6 +35,7 @@ mod queue;
 mod service;
 pub mod signals;
 pub mod socket;
+mod sockets;
 mod stop;
 mod stream;
 pub mod terminal;
@@ -59,6 +60,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use outgoing::{Outgoing, Udp};
 use queue::Queue;
+use sockets::{OsSocket, OsSockets};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
@@ -128,22 +130,6 @@ enum Io {
     Udp(Udp),
 }
 
-#[derive(Debug)]
-struct OsSocket {
-    id: SocketId,
-    io: Io,
-    readable: bool,
-    writable: bool,
-    /// An end of file or an error is behind what can be read.
-    ending: bool,
-    /// Stands in `queue`.
-    queued: bool,
-    wakeup: Wakeup,
-    backlog: Backlog,
-    /// Stands in `looks`.
-    looked_for: bool,
-}
-
 /// The loop.
 pub struct Driver<D> {
     /// Empty while a device that is gone has not been renewed.
@@ -155,7 +141,7 @@ pub struct Driver<D> {
     clock: Clock,
     poll: Poll,
     signals: Signals,
-    sockets: Vec<Option<OsSocket>>,
+    sockets: OsSockets,
     queue: Queue,
     tun_readable: bool,
     /// More packets are ready than were given to the TUN.
@@ -215,7 +201,7 @@ impl<D: Device> Driver<D> {
             clock,
             poll,
             signals,
-            sockets: Vec::new(),
+            sockets: OsSockets::new(),
             queue: Queue::default(),
             tun_readable: true,
             more_to_give: false,
@@ -476,11 +462,7 @@ impl<D: Device> Driver<D> {
         if let Err(error) = registered {
             return self.open_failed(id, &error, now);
         }
-        let index = id.index() as usize;
-        if index >= self.sockets.len() {
-            self.sockets.resize_with(index + 1, || None);
-        }
-        self.sockets[index] = Some(OsSocket {
+        self.sockets.insert(OsSocket {
             id,
             io,
             readable: false,
@@ -494,10 +476,7 @@ impl<D: Device> Driver<D> {
     }
 
     fn close(&mut self, id: SocketId, abort: bool) {
-        if self.os_socket(id).is_none() {
-            return;
-        }
-        let Some(mut socket) = self.sockets[id.index() as usize].take() else { return };
+        let Some(mut socket) = self.sockets.remove(id) else { return };
         let deregistered = match &mut socket.io {
             Io::Tcp { stream, .. } => self.poll.registry().deregister(stream),
             Io::Udp(udp) => self.poll.registry().deregister(&mut udp.socket),

@@ -10,7 +10,7 @@
 //! A kernel, or a way out, that does not cut is told apart by the error of the send, which has sent nothing: from then on the socket does
 //! without, or without for that size, and the same datagrams leave one by one.
 
-use super::{OsSocket, mmsg};
+use super::mmsg;
 use crate::engine::SocketId;
 use mio::net::UdpSocket;
 use std::io::{self, ErrorKind, IoSlice};
@@ -253,15 +253,6 @@ impl Outgoing {
         }
         self.entries.clear();
         self.used = 0;
-    }
-}
-
-/// The UDP socket of `id`.
-pub(super) fn udp(sockets: &mut [Option<OsSocket>], id: SocketId) -> Option<&mut Udp> {
-    let socket = sockets.get_mut(id.index() as usize)?.as_mut().filter(|socket| socket.id == id)?;
-    match &mut socket.io {
-        super::Io::Udp(udp) => Some(udp),
-        super::Io::Tcp { .. } => None,
     }
 }
 

@@ -10,7 +10,7 @@
 //! meanwhile: sockets are served, packets wait in the engine. Where none does, the loop ends.
 
 use super::queue::Turn;
-use super::{Driver, EgressBinding, Io, OsSocket};
+use super::{Driver, EgressBinding, Io};
 use crate::engine::{Engine, SocketId};
 use crate::time::Instant;
 use crate::tun::Device;
@@ -86,7 +86,7 @@ pub struct Scene<'a, D> {
     pub device: &'a mut Option<D>,
     /// Whether a device that is gone is made anew.
     pub(super) renewed: bool,
-    pub(super) sockets: &'a [Option<OsSocket>],
+    pub(super) sockets: &'a super::sockets::OsSockets,
     pub(super) stop: &'a mut bool,
 }
 
@@ -112,7 +112,7 @@ pub struct SocketView {
 impl<D> Scene<'_, D> {
     /// Every socket. Cost: two system calls for each.
     pub fn sockets(&self) -> impl Iterator<Item = SocketView> {
-        self.sockets.iter().flatten().map(|socket| {
+        self.sockets.iter().map(|socket| {
             let (tcp, local, peer) = match &socket.io {
                 Io::Tcp { stream, .. } => (true, stream.local_addr(), stream.peer_addr()),
                 Io::Udp(udp) => (false, udp.socket.local_addr(), udp.socket.peer_addr()),

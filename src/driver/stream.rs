@@ -14,7 +14,7 @@ use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 
 impl<D: Device> Driver<D> {
     pub(super) fn os_socket(&mut self, id: SocketId) -> Option<&mut OsSocket> {
-        self.sockets.get_mut(id.index() as usize)?.as_mut().filter(|socket| socket.id == id)
+        self.sockets.get_mut(id)
     }
 
     pub(super) fn socket_event(&mut self, id: SocketId, event: &mio::event::Event) {
@@ -82,9 +82,9 @@ impl<D: Device> Driver<D> {
         let share = self.queue.share();
         let mut budget = share;
         while budget > 0 {
-            let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
+            let Some(socket) = self.sockets.get_mut(id) else { return };
             let Io::Tcp { stream, connected: true } = &mut socket.io else { return };
-            if socket.id != id || !socket.readable {
+            if !socket.readable {
                 return;
             }
             let Some((first, second)) = self.engine.read_space(id) else { return };
@@ -195,9 +195,9 @@ impl<D: Device> Driver<D> {
         let mut waited = false;
         let mut budget = self.queue.share();
         while budget > 0 {
-            let Some(Some(socket)) = self.sockets.get_mut(id.index() as usize) else { return };
+            let Some(socket) = self.sockets.get_mut(id) else { return };
             let Io::Tcp { stream, connected: true } = &mut socket.io else { return };
-            if socket.id != id || !socket.writable {
+            if !socket.writable {
                 return;
             }
             let Some((first, second)) = self.engine.write_slices(id) else { return };

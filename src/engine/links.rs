@@ -45,7 +45,7 @@ pub(super) struct Links {
 
 impl Default for Links {
     fn default() -> Links {
-        Links { entries: Paged::new(None) }
+        Links { entries: Paged::new(|| None) }
     }
 }
 

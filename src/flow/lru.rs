@@ -44,7 +44,7 @@ impl fmt::Debug for LruList {
 impl LruList {
     /// An empty list.
     pub fn new() -> LruList {
-        LruList { links: Paged::new(OUTSIDE), oldest: NIL, newest: NIL, len: 0 }
+        LruList { links: Paged::new(|| OUTSIDE), oldest: NIL, newest: NIL, len: 0 }
     }
 
     /// Makes `index` the most recently used, adding it when new.

@@ -34,7 +34,7 @@ pub struct Paged<T> {
     pages: Vec<Option<Page<T>>>,
     /// All as unclaimed.
     vacant: Option<Box<[T; PAGE]>>,
-    unclaimed: T,
+    unclaimed: fn() -> T,
 }
 
 impl<T> fmt::Debug for Paged<T> {
@@ -44,9 +44,9 @@ impl<T> fmt::Debug for Paged<T> {
     }
 }
 
-impl<T: Clone> Paged<T> {
-    /// No index is claimed; `unclaimed` is the value of each.
-    pub const fn new(unclaimed: T) -> Paged<T> {
+impl<T> Paged<T> {
+    /// No index is claimed; `unclaimed` makes the value of each.
+    pub const fn new(unclaimed: fn() -> T) -> Paged<T> {
         Paged { pages: Vec::new(), vacant: None, unclaimed }
     }
 
@@ -56,9 +56,9 @@ impl<T: Clone> Paged<T> {
         if self.pages.len() <= page {
             self.pages.resize_with(page + 1, || None);
         }
-        let (vacant, unclaimed) = (&mut self.vacant, &self.unclaimed);
+        let (vacant, unclaimed) = (&mut self.vacant, self.unclaimed);
         let page = self.pages[page].get_or_insert_with(|| {
-            let values = vacant.take().unwrap_or_else(|| self::page(|_| unclaimed.clone()));
+            let values = vacant.take().unwrap_or_else(|| self::page(|_| unclaimed()));
             Page { values, claimed: 0 }
         });
         page.claimed += 1;
@@ -68,8 +68,8 @@ impl<T: Clone> Paged<T> {
     /// Takes back the place of `index`, which is claimed; gives its value.
     pub fn release(&mut self, index: u32) -> T {
         let (number, place) = place(index);
-        let Some(Some(page)) = self.pages.get_mut(number) else { return self.unclaimed.clone() };
-        let value = core::mem::replace(&mut page.values[place], self.unclaimed.clone());
+        let Some(Some(page)) = self.pages.get_mut(number) else { return (self.unclaimed)() };
+        let value = core::mem::replace(&mut page.values[place], (self.unclaimed)());
         page.claimed = page.claimed.saturating_sub(1);
         if page.claimed == 0 {
             self.vacant = self.pages[number].take().map(|page| page.values);
@@ -78,6 +78,11 @@ impl<T: Clone> Paged<T> {
             }
         }
         value
+    }
+
+    /// Values of claimed indices, and unclaimed ones among them. Cost: the whole.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.pages.iter().flatten().flat_map(|page| page.values.iter())
     }
 
     /// Values of claimed indices, and unclaimed ones among them. Cost: the whole.
@@ -90,9 +95,7 @@ impl<T: Clone> Paged<T> {
         let pages = self.pages.iter().flatten().count() + usize::from(self.vacant.is_some());
         pages * size_of::<[T; PAGE]>() + self.pages.len() * size_of::<Option<Page<T>>>()
     }
-}
 
-impl<T> Paged<T> {
     /// The value of an index.
     #[inline]
     pub fn get(&self, index: u32) -> Option<&T> {
@@ -131,7 +134,7 @@ mod tests {
 
     #[test]
     fn one_index_that_comes_and_goes_takes_one_page_of_memory() {
-        let mut paged = Paged::new(0_u8);
+        let mut paged = Paged::new(|| 0_u8);
         for _ in 0..3 {
             *paged.claim(200) = 7;
             let page = paged.get(200).map(std::ptr::from_ref);
@@ -145,7 +148,7 @@ mod tests {
 
     #[test]
     fn memory_follows_what_is_in_use() {
-        let mut paged = Paged::new(0_u64);
+        let mut paged = Paged::new(|| 0_u64);
         for index in 0..10_000 {
             paged.claim(index);
         }
@@ -160,7 +163,7 @@ mod tests {
     proptest! {
         #[test]
         fn values_are_those_of_a_map(operations in prop::collection::vec((any::<bool>(), 0u32..700, any::<u8>()), 0..300)) {
-            let mut paged = Paged::new(0);
+            let mut paged = Paged::new(|| 0);
             let mut model = BTreeMap::new();
             for (set, index, value) in operations {
                 if set {

@@ -100,7 +100,7 @@ impl TimerWheel {
     /// An empty wheel.
     pub fn new() -> TimerWheel {
         TimerWheel {
-            nodes: Paged::new(IDLE),
+            nodes: Paged::new(|| IDLE),
             heads: vec![NIL; WHEELS * SLOTS].into_boxed_slice(),
             occupied: [0; WHEELS],
             wheels: 0,
