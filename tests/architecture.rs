@@ -28,7 +28,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("host", &["config", "outbound", "netlink"]),
     ("monitor", &["time", "netlink"]),
     ("proxy", &["time", "rng", "wire", "config"]),
-    ("driver", &["time", "rng", "stack", "outbound", "engine", "tun"]),
+    ("driver", &["time", "rng", "flow", "stack", "outbound", "engine", "tun"]),
     ("control", &["time", "config", "outbound", "flow", "stack", "dns", "engine", "tun", "driver"]),
     (
         "session",
@@ -59,7 +59,7 @@ const CRATES: [(&str, &[&str]); 18] = [
         ],
     ),
     ("siphasher", &["rng"]),
-    ("slab", &["engine", "proxy"]),
+    ("slab", &["proxy"]),
     ("mio", &["tun", "monitor", "proxy", "driver", "control", "session", "doctor"]),
     ("socket2", &["proxy", "driver", "control", "session", "demo"]),
     ("libc", &["tun", "netlink", "host", "monitor", "proxy", "driver", "control"]),

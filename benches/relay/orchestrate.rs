@@ -103,7 +103,7 @@ pub(crate) fn run(args: &[String]) -> Res<()> {
     if unsafe { libc::geteuid() } != 0 {
         return Err("namespaces and devices are made here: run it as root".into());
     }
-    let limit = ztun::driver::limits::raise_open_files()?;
+    let limit = ztun::driver::limits::raise_open_files(0)?;
     let ztun = option(args, "--ztun").unwrap_or(env!("CARGO_BIN_EXE_ztun")).into();
     let files = Files::find(ztun, limit)?;
     let mut values = Values::default();

@@ -4,6 +4,7 @@
 
 use super::check::Check;
 use crate::config::{Config, OffloadLevel};
+use crate::driver::limits::needed;
 use crate::host::change::Family;
 use crate::host::observe::{self, Remains, TunDriver};
 use crate::host::{LocalProxy, RunDir};
@@ -12,9 +13,9 @@ use std::io;
 
 /// CAP_NET_ADMIN (capabilities(7)).
 const NET_ADMIN: u32 = 12;
+/// CAP_SYS_RESOURCE: raises hard limits.
+const SYS_RESOURCE: u32 = 24;
 
-/// Descriptors besides those of flows: the device, signals, the loop, logs.
-const OTHERS: u64 = 64;
 /// With fewer, a browser alone is too much.
 const FEWEST: u64 = 512;
 
@@ -32,7 +33,9 @@ pub(super) fn examine(config: &Config) -> Vec<Check> {
     checks.push(namespaces(observe::private_namespace()));
     checks.push(running(&remains, &host.tun, host.no_route, config.replace));
     checks.push(leftovers(&remains));
-    checks.push(limits(observe::open_files(), config.engine.stack.tcp.max_flows, config.engine.max_udp));
+    let (max_tcp, max_udp) = (config.engine.stack.tcp.max_flows, config.engine.max_udp);
+    let may_raise = capabilities().is_ok_and(|bits| bits >> SYS_RESOURCE & 1 == 1);
+    checks.push(limits(observe::open_files(), may_raise, needed(max_tcp, max_udp)));
     checks
 }
 
@@ -219,16 +222,18 @@ fn leftovers(remains: &io::Result<Remains>) -> Check {
     }
 }
 
-/// A TCP flow has one descriptor, a UDP mapping up to two.
-fn limits(found: io::Result<u64>, max_tcp: usize, max_udp: usize) -> Check {
+/// The hard limit `found`; what is `wanted` of it a start raises it to, where it may.
+fn limits(found: io::Result<u64>, may_raise: bool, wanted: u64) -> Check {
     let id = "limits";
-    let as_u64 = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-    let wanted = as_u64(max_tcp).saturating_add(as_u64(max_udp).saturating_mul(2)).saturating_add(OTHERS);
     let remedy = "raise the hard limit: `ulimit -Hn`, or LimitNOFILE= in a systemd unit; or lower --max-tcp and --max-udp";
     match found {
         Ok(limit) if limit >= wanted => {
             Check::ok(id, format!("{limit} open files, of which {wanted} may be needed"))
         }
+        Ok(limit) if may_raise => Check::ok(
+            id,
+            format!("{limit} open files, raised at start as far as {wanted}, which may be needed"),
+        ),
         Ok(limit) if limit < FEWEST => Check::fail(id, format!("{limit} open files at most"), remedy),
         Ok(limit) => Check::warn(
             id,
@@ -394,9 +399,10 @@ mod tests {
 
     #[test]
     fn descriptors_are_counted_for_all_flows() {
-        assert_eq!(limits(Ok(100 + 2 * 10 + OTHERS), 100, 10).status, Status::Ok);
-        assert_eq!(limits(Ok(FEWEST), usize::MAX, usize::MAX).status, Status::Warn);
-        assert_eq!(limits(Ok(FEWEST - 1), 65_536, 10).status, Status::Fail);
-        assert_eq!(limits(Err(os(EACCES)), 1, 1).status, Status::Warn);
+        assert_eq!(limits(Ok(FEWEST), false, FEWEST).status, Status::Ok);
+        assert_eq!(limits(Ok(FEWEST), false, u64::MAX).status, Status::Warn);
+        assert_eq!(limits(Ok(FEWEST - 1), false, 65_536).status, Status::Fail);
+        assert_eq!(limits(Ok(FEWEST - 1), true, 65_536).status, Status::Ok);
+        assert_eq!(limits(Err(os(EACCES)), false, 1).status, Status::Warn);
     }
 }

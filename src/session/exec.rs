@@ -89,7 +89,7 @@ pub(crate) fn in_namespace(
     let open = || Tun::open(&host.tun, host.mtu, host.offload).map(OwnedFd::from).map_err(host_error);
     let waiting = netns::enter(&inside, open, body)?;
     // The command keeps the limit that it was started with.
-    raise_limits();
+    raise_limits(config);
     // From here on a signal ends the command first, then the loop. What a terminal sends the command has got itself.
     let signals = if has_terminal() {
         ignore_terminal_signals();
@@ -159,8 +159,9 @@ impl EmbeddedProxy {
         };
         let mut server = Server::bind(proxy).map_err(failed())?;
         let addr = server.local_addr().map_err(failed())?;
+        let bounds = config.clone();
         let child = fork(move || {
-            raise_limits();
+            raise_limits(&bounds);
             // SIGINT may be meant for the command alone, and it may go on: only SIGTERM ends this.
             let served = server.run(ignore_terminal_signals);
             end_on_signals();

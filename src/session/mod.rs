@@ -42,7 +42,7 @@ pub use token::CancelToken;
 use crate::config::Config;
 use crate::driver::{Clock, Signals};
 use crate::host;
-use setup::{egress_index, local_proxies, machine, proxy_addresses};
+use setup::{egress_index, local_proxies, machine, proxy_addresses, raise_limits};
 use watchdog::Watchdog;
 
 /// How a run that was asked to stop has ended.
@@ -64,6 +64,8 @@ pub type Session = Lifecycle<Router>;
 /// See [`RunError`]. Whatever it is, what had been changed on the machine has been undone, but for [`RunError::Cleanup`].
 pub fn run(config: &Config) -> Result<Ended, RunError> {
     let descriptors = "raise the limit on open files (`ulimit -n`)";
+    // With all privileges that there are: the hard limit is raised with one that is given up.
+    raise_limits(config);
     confine(config);
     let signals = Signals::new().map_err(machine("cannot take over the signals", descriptors))?;
     let watchdog =

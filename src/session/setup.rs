@@ -18,9 +18,11 @@ pub(super) fn machine(what: &str, remedy: &str) -> impl FnOnce(io::Error) -> Run
     move |source| RunError::Machine { what, source, remedy }
 }
 
-/// Raises the limit on descriptors as far as the system lets it: the limit, where it is known.
-pub(super) fn raise_limits() -> Option<u64> {
-    match limits::raise_open_files() {
+/// Raises the limit on descriptors to what the tables need, as far as the system lets it: the limit, where it is known. Before privileges are
+/// given up it may go beyond the hard limit.
+pub(super) fn raise_limits(config: &Config) -> Option<u64> {
+    let engine = &config.engine;
+    match limits::raise_open_files(limits::needed(engine.stack.tcp.max_flows, engine.max_udp)) {
         Ok(limit) => Some(limit),
         Err(error) => {
             log::warn!("cannot raise the limit on open files: {error}");
@@ -30,15 +32,20 @@ pub(super) fn raise_limits() -> Option<u64> {
 }
 
 /// UDP mappings that leave half of `limit` descriptors to TCP: a mapping through the proxy has two, its datagrams' and its connection's.
-/// So a spray of datagrams evicts old mappings instead of eating up what new connections need.
-fn most_mappings(max_udp: usize, limit: u64) -> usize {
-    let fitting = usize::try_from(limit / 4).unwrap_or(usize::MAX).max(1);
-    if fitting < max_udp {
+/// So a spray of datagrams evicts old mappings instead of eating up what new connections need. Says so when the limit is the bound of
+/// anything.
+fn most_mappings(max_tcp: usize, max_udp: usize, limit: u64) -> usize {
+    let fitting = usize::try_from(limit / 4).unwrap_or(usize::MAX).max(1).min(max_udp);
+    let needed = limits::needed(max_tcp, max_udp);
+    if limit < needed {
+        let tcp = usize::try_from(limit).unwrap_or(usize::MAX).min(max_tcp);
         log::info!(
-            "{limit} open files are allowed: {fitting} UDP mappings at once (raise the limit with ulimit -Hn)"
+            "{limit} open files are allowed, {needed} would be needed: at most {tcp} TCP flows without UDP, or {fitting} UDP mappings beside {} \
+             (raise the limit with ulimit -Hn, or LimitNOFILE= in a systemd unit)",
+            tcp.saturating_sub(2 * fitting)
         );
     }
-    max_udp.min(fitting)
+    fitting
 }
 
 /// The engine for `device`.
@@ -47,7 +54,8 @@ pub(super) fn engine(config: &Config, device: &impl Device, identify: bool) -> R
         limits::seed().map_err(machine("cannot read randomness from the system", "look at /dev/urandom"))?;
     let mut engine = config.engine.clone();
     // Raised already; a system that cannot tell has no bound that we know.
-    engine.max_udp = most_mappings(engine.max_udp, limits::raise_open_files().unwrap_or(u64::MAX));
+    let limit = limits::open_files().unwrap_or(u64::MAX);
+    engine.max_udp = most_mappings(engine.stack.tcp.max_flows, engine.max_udp, limit);
     engine.stack.mtu = device.mtu();
     engine.stack.offload = device.offload();
     engine.stack.broadcasts = broadcasts(config);
@@ -100,7 +108,7 @@ pub(super) fn egress_index(config: &Config) -> Result<Option<NonZeroU32>, RunErr
 /// How ztun's own sockets leave: with the mark that the routing rules know, by the interface that was asked for, and with what the limit on descriptors,
 /// which is raised, spares for flows.
 pub(super) fn binding(config: &Config) -> Result<EgressBinding, RunError> {
-    let below = raise_limits().map(limits::for_flows);
+    let below = raise_limits(config).map(limits::for_flows);
     let interface = egress_index(config)?;
     let binding = EgressBinding { mark: Some(config.host.mark), interface, below };
     match binding.check() {
@@ -225,10 +233,10 @@ mod tests {
 
     #[test]
     fn datagrams_leave_half_of_the_descriptors_to_connections() {
-        assert_eq!(most_mappings(16_384, 1 << 20), 16_384);
-        assert_eq!(most_mappings(16_384, 20_000), 5_000);
-        assert_eq!(most_mappings(16_384, 0), 1);
-        assert_eq!(most_mappings(10, u64::MAX), 10);
+        assert_eq!(most_mappings(65_536, 16_384, 1 << 20), 16_384);
+        assert_eq!(most_mappings(65_536, 16_384, 20_000), 5_000);
+        assert_eq!(most_mappings(65_536, 16_384, 0), 1);
+        assert_eq!(most_mappings(65_536, 10, u64::MAX), 10);
     }
 
     #[test]
