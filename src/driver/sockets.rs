@@ -26,7 +26,7 @@ pub(super) struct OsSocket {
 /// What mio adds to a socket to check its own use.
 const CHECKS: usize = if cfg!(debug_assertions) { 16 } else { 0 };
 /// What a socket costs here, beside the kernel's part.
-const _: () = assert!(size_of::<Option<OsSocket>>() <= 48 + CHECKS);
+const _: () = assert!(size_of::<Option<OsSocket>>() <= 64 + CHECKS);
 
 /// All of them, in pages.
 #[derive(Debug)]
