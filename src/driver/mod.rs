@@ -413,7 +413,10 @@ impl<D: Device> Driver<D> {
                 self.engine.handle_owner(asker, own, now);
             }
             Command::Dial { socket, to, egress } => match self.binding.dial(to, egress) {
-                Ok(stream) => self.adopt(socket, Io::Tcp { stream, connected: false }, now),
+                Ok(stream) => {
+                    self.adopt(socket, Io::Tcp { stream, connected: false }, now);
+                    self.connected_at_once(socket, now);
+                }
                 Err(error) => self.open_failed(socket, &error, now),
             },
             Command::OpenUdp { socket, peer, v6, egress } => match self.binding.open_udp(peer, v6, egress) {
@@ -455,6 +458,8 @@ impl<D: Device> Driver<D> {
     fn adopt(&mut self, id: SocketId, mut io: Io, now: Instant) {
         let token = Token(id.to_bits() as usize);
         let interest = Interest::READABLE | Interest::WRITABLE;
+        #[cfg(target_os = "linux")]
+        let interest = interest | Interest::PRIORITY;
         let registered = match &mut io {
             Io::Tcp { stream, .. } => self.poll.registry().register(stream, token, interest),
             Io::Udp(udp) => self.poll.registry().register(&mut udp.socket, token, Interest::READABLE),
@@ -476,14 +481,8 @@ impl<D: Device> Driver<D> {
     }
 
     fn close(&mut self, id: SocketId, abort: bool) {
-        let Some(mut socket) = self.sockets.remove(id) else { return };
-        let deregistered = match &mut socket.io {
-            Io::Tcp { stream, .. } => self.poll.registry().deregister(stream),
-            Io::Udp(udp) => self.poll.registry().deregister(&mut udp.socket),
-        };
-        if let Err(error) = deregistered {
-            log::debug!("deregister: {error}");
-        }
+        let Some(socket) = self.sockets.remove(id) else { return };
+        // What is closed is forgotten by the poll as well (epoll(7), kqueue(2)): the descriptor has no copies.
         match socket.io {
             Io::Tcp { stream, .. } if abort => socket::abort(stream),
             Io::Tcp { .. } | Io::Udp(_) => {}

@@ -62,6 +62,9 @@ impl EgressBinding {
         self.apply(&socket, Some(to), egress)?;
         // The relay decides what a segment is; Nagle would only add latency (RFC 1928 says nothing, every peer does it).
         socket.set_tcp_nodelay(true)?;
+        if egress == Egress::Proxy {
+            speak_first(&socket);
+        }
         match socket.connect(&SockAddr::from(to)) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
@@ -120,12 +123,28 @@ pub(super) fn keep_ahead(stream: &TcpStream, octets: u32) -> io::Result<()> {
     set_option(stream, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, octets as usize)
 }
 
-fn set_option(stream: &TcpStream, level: libc::c_int, option: libc::c_int, value: usize) -> io::Result<()> {
+/// Leaves the last ACK of the handshake to the first octets, which follow at once: a packet less. On the side that connects this is what the kernel
+/// makes of TCP_DEFER_ACCEPT; should nothing follow, the ACK leaves as a delayed one.
+fn speak_first(socket: &Socket) {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = set_option(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 1) {
+        log::debug!("TCP_DEFER_ACCEPT: {error}");
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = socket;
+}
+
+fn set_option(
+    socket: &impl AsRawFd,
+    level: libc::c_int,
+    option: libc::c_int,
+    value: usize,
+) -> io::Result<()> {
     let value = libc::c_int::try_from(value).unwrap_or(libc::c_int::MAX);
     let len = size_of_val(&value) as libc::socklen_t;
     // SAFETY: the descriptor is open, and the option's value is one int that outlives the call.
     let result =
-        unsafe { libc::setsockopt(stream.as_raw_fd(), level, option, (&raw const value).cast(), len) };
+        unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const value).cast(), len) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

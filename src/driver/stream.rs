@@ -2,7 +2,8 @@
 //!
 //! A read that gives less than there was room for has emptied the socket, and a write that takes less has filled it: the next octet, or the next
 //! room, is an event of its own (epoll(7), question 9), and no second call is made to hear EAGAIN. What comes without octets does not show
-//! in a short read: an end of file, or an error, that the last event told of is read until it appears.
+//! in a short read: an end of file, or an error, that the last event told of is read until it appears. At an urgent mark a read stops short of what is
+//! behind it, so a socket that has shown one is read until EAGAIN.
 
 use super::queue::Turn;
 use super::wakeup::{self, Advice};
@@ -19,8 +20,8 @@ impl<D: Device> Driver<D> {
 
     pub(super) fn socket_event(&mut self, id: SocketId, event: &mio::event::Event) {
         let Some(socket) = self.os_socket(id) else { return };
-        socket.ending |= event.is_read_closed() || event.is_error();
-        socket.readable |= event.is_readable() || socket.ending;
+        socket.ending |= event.is_read_closed() || event.is_error() || event.is_priority();
+        socket.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         socket.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
         self.enqueue(id, Turn::First);
     }
@@ -56,25 +57,39 @@ impl<D: Device> Driver<D> {
     /// Whether the connection is established; tells the engine when it has just become so, or failed.
     pub(super) fn complete_connect(&mut self, id: SocketId, now: Instant) -> bool {
         let Some(socket) = self.os_socket(id) else { return false };
-        let writable = socket.writable;
+        let (writable, failed) = (socket.writable, socket.ending);
         let Io::Tcp { stream, connected } = &mut socket.io else { return false };
         if *connected || !writable {
             return *connected;
         }
-        let error = match stream.take_error() {
-            Ok(Some(error)) | Err(error) => Some(error),
-            Ok(None) => stream.peer_addr().err().filter(|error| error.kind() != ErrorKind::NotConnected),
-        };
-        match error {
-            Some(error) => {
-                self.engine.handle_socket_error(id, socket::classify(&error), now);
-                false
+        // A connection that is under way is not writable (tcp(7)), and one that has failed is told as such: there is nothing to ask. Other systems
+        // promise less.
+        if failed || !cfg!(target_os = "linux") {
+            match established(stream) {
+                Ok(true) => {}
+                Ok(false) => {
+                    socket.writable = false;
+                    return false;
+                }
+                Err(error) => {
+                    self.engine.handle_socket_error(id, socket::classify(&error), now);
+                    return false;
+                }
             }
-            None => {
-                *connected = true;
-                self.engine.handle_connected(id, now);
-                true
-            }
+        }
+        *connected = true;
+        self.engine.handle_connected(id, now);
+        true
+    }
+
+    /// Goes on at once where the other end is so near that it has answered while it was dialled.
+    pub(super) fn connected_at_once(&mut self, id: SocketId, now: Instant) {
+        if let Some(socket) = self.os_socket(id)
+            && let Io::Tcp { stream, connected: false } = &socket.io
+            && stream.peer_addr().is_ok()
+        {
+            socket.writable = true;
+            self.complete_connect(id, now);
         }
     }
 
@@ -260,4 +275,16 @@ impl<D: Device> Driver<D> {
 fn up_to(room: &mut [u8], octets: usize) -> &mut [u8] {
     let len = room.len().min(octets);
     room.split_at_mut(len).0
+}
+
+/// Whether a connection that was under way is established; the error that it has ended with.
+fn established(stream: &mio::net::TcpStream) -> io::Result<bool> {
+    if let Some(error) = stream.take_error()? {
+        return Err(error);
+    }
+    match stream.peer_addr() {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::NotConnected => Ok(false),
+        Err(error) => Err(error),
+    }
 }

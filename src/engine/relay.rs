@@ -124,7 +124,7 @@ impl Engine {
                     if broken {
                         self.finish_socket(socket, flow);
                     } else {
-                        self.close_if_finished(socket, flow);
+                        let _closed = self.close_if_finished(socket, flow);
                     }
                 }
             }
@@ -261,18 +261,21 @@ impl Engine {
             && *upload == Half::Open
         {
             *upload = Half::Finished;
-            self.commands.push_back(Command::Shutdown { socket });
-            self.close_if_finished(socket, flow);
+            if !self.close_if_finished(socket, flow) {
+                self.commands.push_back(Command::Shutdown { socket });
+            }
         }
     }
 
     /// The descriptor is given back as soon as both directions are finished on it; the flow lives on in the stack until the app's kernel
-    /// has acknowledged everything.
-    fn close_if_finished(&mut self, socket: SocketId, flow: FlowId) {
-        let Some(tcp) = self.sockets.tcp(socket) else { return };
+    /// has acknowledged everything. Whether it was: the close says what a shutdown would have said.
+    fn close_if_finished(&mut self, socket: SocketId, flow: FlowId) -> bool {
+        let Some(tcp) = self.sockets.tcp(socket) else { return false };
         if let Stage::Relay { early: None, upload: Half::Finished, download: Half::Finished } = &tcp.stage {
             self.finish_socket(socket, flow);
+            return true;
         }
+        false
     }
 
     fn finish_socket(&mut self, socket: SocketId, flow: FlowId) {
