@@ -143,6 +143,18 @@ pub enum Accept {
     Early,
 }
 
+/// Whether the messages of a SOCKS5 dialogue wait for the answers to those before (`--pipeline`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Pipeline {
+    /// They do until the proxy has been found to understand them together.
+    #[default]
+    Auto,
+    /// They never do.
+    On,
+    /// They always do.
+    Off,
+}
+
 /// How datagrams leave (`--udp`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum UdpMode {
@@ -239,6 +251,8 @@ pub struct EngineConfig {
     pub connect_timeout: Duration,
     /// Connections to the proxy that are kept past the method negotiation (`--pool`).
     pub pool: usize,
+    /// How proxies are spoken to (`--pipeline`).
+    pub pipeline: Pipeline,
     /// DNS transactions tracked at once.
     pub max_dns: usize,
 }
@@ -259,6 +273,7 @@ impl Default for EngineConfig {
             udp_idle: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(10),
             pool: 4,
+            pipeline: Pipeline::Auto,
             max_dns: 4_096,
         }
     }

@@ -2,14 +2,14 @@
 
 use super::Error;
 use super::options::{
-    AcceptChoice, Auto, DnsChoice, ExecOptions, IcmpChoice, Ipv6Choice, OffloadChoice, ProxyServerOptions,
-    RunOptions, Secret, UdpChoice, WayOptions,
+    AcceptChoice, Auto, DnsChoice, ExecOptions, IcmpChoice, Ipv6Choice, OffloadChoice, PipelineChoice,
+    ProxyServerOptions, RunOptions, Secret, UdpChoice, WayOptions,
 };
 use super::refusal::shown;
 use super::value::{self, ProxyUrl, User};
 use crate::config::{
-    Accept, Cidr, CidrError, Config, Credentials, DnsMode, EngineConfig, HostPlanConfig, OffloadLevel, Proxy,
-    UdpMode, resolver_addresses,
+    Accept, Cidr, CidrError, Config, Credentials, DnsMode, EngineConfig, HostPlanConfig, OffloadLevel,
+    Pipeline, Proxy, UdpMode, resolver_addresses,
 };
 use crate::outbound::rule::{Route, Rule};
 use crate::stack::{EchoMode, StackConfig, TcpConfig};
@@ -144,6 +144,11 @@ fn engine(way: &WayOptions, names: Names) -> Result<EngineConfig, Error> {
         udp_idle: way.udp_idle,
         connect_timeout: way.connect_timeout,
         pool: way.pool.into(),
+        pipeline: match way.pipeline {
+            PipelineChoice::Auto => Pipeline::Auto,
+            PipelineChoice::On => Pipeline::On,
+            PipelineChoice::Off => Pipeline::Off,
+        },
         ..EngineConfig::default()
     })
 }
@@ -318,6 +323,7 @@ mod tests {
         assert_eq!(config.engine.stack.tcp.max_flows, 65_536);
         assert_eq!(config.engine.max_udp, 16_384);
         assert_eq!(config.engine.pool, 4);
+        assert_eq!(config.engine.pipeline, Pipeline::Auto);
         assert_eq!(config.engine.accept, Accept::Late);
         assert_eq!(config.engine.dns, DnsMode::Auto);
         let resolvers: Vec<String> = config.engine.dns_local.iter().map(ToString::to_string).collect();

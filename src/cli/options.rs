@@ -178,6 +178,17 @@ pub enum AcceptChoice {
     Early,
 }
 
+/// `--pipeline`.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PipelineChoice {
+    /// With a proxy that was seen to understand it.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
 /// What the kernel does on the device; each choice without what the one before has more.
 #[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum OffloadChoice {
@@ -234,6 +245,9 @@ pub struct WayOptions {
     /// Connections kept open to the proxy, ready for a request; 0 for none
     #[arg(long, help_heading = PROXY, value_name = "0..64", default_value = "4", value_parser = value::pool)]
     pub pool: u16,
+    /// Say all to the proxy at once; auto: once it was seen to understand that
+    #[arg(long, help_heading = PROXY, value_name = "auto|on|off", hide_possible_values = true, default_value = "auto")]
+    pub pipeline: PipelineChoice,
     /// Time for connecting to the proxy and for its answer
     #[arg(long, help_heading = PROXY, value_name = "TIME", default_value = "10s", value_parser = value::duration)]
     pub connect_timeout: Duration,

@@ -42,6 +42,7 @@ fn engine_counters(stats: &EngineStats) -> Vec<Counter> {
         dials_failed,
         pool_hits,
         pool_stale,
+        pipeline_fallbacks,
         refused,
         kept_outside,
         loops,
@@ -62,6 +63,11 @@ fn engine_counters(stats: &EngineStats) -> Vec<Counter> {
         count("dials_failed", dials_failed, "Connections that were not made, or requests that were refused."),
         count("pool_hits", pool_hits, "Requests made on a connection out of the pool."),
         count("pool_stale", pool_stale, "Pooled connections that turned out to be dead."),
+        count(
+            "pipeline_fallbacks",
+            pipeline_fallbacks,
+            "Pipelined dialogues that were made again step by step.",
+        ),
         count("flows_refused", refused, "Flows refused to the app."),
         count(
             "flows_kept_outside",

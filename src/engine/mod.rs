@@ -21,7 +21,7 @@
 //! # Files
 //!
 //! `inspect` is what reports are made of, `reconfigure` what may change while it runs, `network` follows the machine's network; `tcp` opens and
-//! ends TCP flows, `relay` moves their octets, `udp` keeps associations, `pool` dials proxies and keeps warm connections, `guard` stops loops,
+//! ends TCP flows, `relay` moves their octets, `udp` keeps associations, `pool` dials proxies and keeps warm connections, `pipeline` finds out how to speak to them, `guard` stops loops,
 //! `dns` finds a server for names, `socket` names sockets.
 
 mod association;
@@ -31,6 +31,7 @@ mod inspect;
 mod links;
 mod network;
 mod outbox;
+mod pipeline;
 mod pool;
 mod reconfigure;
 mod relay;
@@ -230,6 +231,8 @@ pub struct EngineStats {
     pub pool_hits: u64,
     /// Connections out of the pool that turned out to be dead and were replaced.
     pub pool_stale: u64,
+    /// Pipelined dialogues that the proxy did not take, made again step by step.
+    pub pipeline_fallbacks: u64,
     /// Flows refused to the app.
     pub refused: u64,
     /// Flows of the local proxy that were kept outside the tunnel.
@@ -525,10 +528,13 @@ impl Engine {
             return;
         }
         self.commands.push_back(Command::Close { socket, abort });
-        if let Socket::Tcp(TcpSocket { purpose: Purpose::Pool, via: Via::Proxy(proxy), stage }) = removed
-            && matches!(stage, Stage::Dialling | Stage::Handshake { .. })
-        {
-            self.pool_fill_failed(proxy);
+        let Socket::Tcp(TcpSocket { purpose, via: Via::Proxy(proxy), stage }) = removed else { return };
+        match purpose {
+            Purpose::Pool if matches!(stage, Stage::Dialling | Stage::Handshake { .. }) => {
+                self.pool_fill_failed(proxy);
+            }
+            Purpose::Trial => self.trial_over(proxy),
+            Purpose::Pool | Purpose::Flow(_) | Purpose::Association(_) | Purpose::Names(_) => {}
         }
     }
 }

@@ -169,7 +169,7 @@ impl Engine {
                 self.redial(purpose, proxy, now);
             }
             // It is dialled when it is used.
-            (Purpose::Pool, _, _) => return false,
+            (Purpose::Pool | Purpose::Trial, _, _) => return false,
             (Purpose::Flow(_), Via::Proxy(_), None) | (Purpose::Association(_) | Purpose::Names(_), _, _) => {
                 self.refuse_held(purpose, via, now);
             }
@@ -192,7 +192,7 @@ impl Engine {
 
     /// Keeps what failed for want of a route until there is one, or its time is over.
     pub(super) fn hold(&mut self, purpose: Purpose, via: Via, now: Instant) {
-        if purpose == Purpose::Pool {
+        if matches!(purpose, Purpose::Pool | Purpose::Trial) {
             return;
         }
         let socket = self.sockets.insert(Socket::Tcp(TcpSocket { purpose, via, stage: Stage::Held }));
@@ -202,7 +202,7 @@ impl Engine {
             Purpose::Flow(flow) => self.opening(flow, socket),
             Purpose::Association(association) => self.asking(association, socket),
             Purpose::Names(stream) => self.set_stream_socket(stream, socket),
-            Purpose::Pool => {}
+            Purpose::Pool | Purpose::Trial => {}
         }
     }
 
@@ -219,7 +219,7 @@ impl Engine {
                 self.association_denied(association, NoAssociation::Unreachable, now);
             }
             Purpose::Names(stream) => self.stream_lost(stream, now),
-            Purpose::Pool => {}
+            Purpose::Pool | Purpose::Trial => {}
         }
     }
 }

@@ -8,7 +8,8 @@
 //! Of several proxies the first that is not known to be down is used; one that could not be reached is tried again after [`RETRY_AFTER`].
 
 use super::network::Network;
-use super::socket::{Purpose, Socket, Stage, TcpSocket, Via, new_client};
+use super::pipeline::Manners;
+use super::socket::{Purpose, Socket, Stage, TcpSocket, Via};
 use super::{Command, Egress, Engine, SocketError, SocketId};
 use crate::outbound::socks5::Failure;
 use crate::time::{Duration, Instant};
@@ -52,6 +53,8 @@ pub(super) struct State {
     pub(super) warm: VecDeque<SocketId>,
     /// Connections on their way into the pool.
     pub(super) filling: usize,
+    /// How it takes what is said at once.
+    pub(super) manners: Manners,
 }
 
 /// What went wrong with a proxy.
@@ -67,6 +70,10 @@ impl Pool {
     /// What is known of each proxy, in the order of the configuration.
     pub(super) fn states(&self) -> &[State] {
         &self.proxies
+    }
+
+    pub(super) fn state(&mut self, proxy: usize) -> Option<&mut State> {
+        self.proxies.get_mut(proxy)
     }
 
     /// The same pool for other proxies: `places` tells for each of the old ones its place among the `proxies` new ones. Gives the warm connections
@@ -139,7 +146,7 @@ impl Pool {
         self.names_by_stream = None;
         self.names_unanswered = 0;
         for state in &mut self.proxies {
-            state.down_since = None;
+            state.forgive();
         }
     }
 
@@ -265,7 +272,7 @@ impl Engine {
         if request.is_none() && purpose != Purpose::Pool {
             return self.close_socket(socket, true);
         }
-        let mut client = new_client(&self.config.proxies[proxy]);
+        let mut client = self.new_client(proxy, purpose);
         if let Some((request, target)) = request {
             client.request(request, target);
         }

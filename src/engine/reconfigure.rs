@@ -58,7 +58,7 @@ impl Engine {
                     self.redial(purpose, proxy, now);
                 }
                 (Purpose::Flow(_) | Purpose::Association(_) | Purpose::Names(_), None)
-                | (Purpose::Pool, _) => {}
+                | (Purpose::Pool | Purpose::Trial, _) => {}
             }
         }
     }

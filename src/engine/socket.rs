@@ -3,7 +3,6 @@
 //! The driver owns the descriptors and keeps them under the same [`SocketId`]. An id carries a
 //! generation, so an event that the kernel reported for a socket already closed finds nothing.
 
-use crate::config::Proxy;
 use crate::dns::streams::StreamId;
 use crate::flow::{FlowId, Slab};
 use crate::outbound::socks5::Client;
@@ -40,6 +39,8 @@ pub(super) enum Purpose {
     Names(StreamId),
     /// To wait, past the method negotiation, for one of the above.
     Pool,
+    /// To find out whether the proxy understands what is said at once.
+    Trial,
 }
 
 /// One direction of a relay.
@@ -179,11 +180,6 @@ impl Sockets {
     pub(super) fn ids(&self) -> Vec<SocketId> {
         self.entries.ids().map(SocketId).collect()
     }
-}
-
-/// A fresh dialogue with `proxy`.
-pub(super) fn new_client(proxy: &Proxy) -> Box<Client> {
-    Box::new(Client::new(proxy.credentials.as_ref()))
 }
 
 #[cfg(test)]

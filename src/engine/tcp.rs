@@ -14,6 +14,7 @@ use super::guard::Attempt;
 use super::inspect::FlowPhase;
 use super::links::{Link, Opening, Phase};
 use super::network::Network;
+use super::pipeline::understood;
 use super::pool::ProxyTrouble;
 use super::socket::{Early, Half, Purpose, Socket, Stage, TcpSocket, Via};
 use super::{Asker, Command, Egress, Engine, SocketError, SocketId};
@@ -224,7 +225,7 @@ impl Engine {
         let (purpose, via) = (tcp.purpose, tcp.via);
         match (via, purpose) {
             (Via::Direct, Purpose::Flow(flow)) => self.granted(socket, flow, Vec::new(), now),
-            (Via::Direct, Purpose::Association(_) | Purpose::Names(_) | Purpose::Pool) => {
+            (Via::Direct, Purpose::Association(_) | Purpose::Names(_) | Purpose::Pool | Purpose::Trial) => {
                 self.close_socket(socket, false);
             }
             (Via::Proxy(proxy), _) => {
@@ -248,8 +249,10 @@ impl Engine {
             Ok(Progress::Pending) => self.commands.push_back(Command::Write { socket }),
             Ok(Progress::Negotiated) => self.negotiated(socket, now),
             Ok(Progress::Granted { bound, consumed }) => {
+                let password = client.wants_password() == Some(true);
                 if let Via::Proxy(proxy) = via {
                     self.pool.note(proxy, None);
+                    self.note_granted(proxy, purpose, password, now);
                 }
                 let early = input.get(consumed..).unwrap_or_default();
                 match (purpose, via) {
@@ -260,9 +263,8 @@ impl Engine {
                     (Purpose::Names(stream), Via::Proxy(_)) => {
                         self.stream_granted(socket, stream, early, now);
                     }
-                    (Purpose::Association(_) | Purpose::Names(_), Via::Direct) | (Purpose::Pool, _) => {
-                        self.close_socket(socket, true)
-                    }
+                    (Purpose::Association(_) | Purpose::Names(_), Via::Direct)
+                    | (Purpose::Pool | Purpose::Trial, _) => self.close_socket(socket, true),
                 }
             }
             Err(failure) => self.handshake_failed(socket, failure, now),
@@ -325,6 +327,18 @@ impl Engine {
         log::debug!("the proxy did not grant a request: {failure:?}");
         let Some(tcp) = self.sockets.tcp(socket) else { return };
         let (purpose, via) = (tcp.purpose, tcp.via);
+        let again = match failure {
+            Failure::NoMethod | Failure::WrongMethod(_) | Failure::Protocol => self.falls_back(socket),
+            Failure::Denied | Failure::Refused(_) => false,
+        };
+        if let (Via::Proxy(proxy), Purpose::Trial) = (via, purpose) {
+            self.tried(proxy, understood(&failure));
+            return self.close_socket(socket, false);
+        }
+        if let (Via::Proxy(proxy), true) = (via, again) {
+            self.close_socket(socket, false);
+            return self.redial(purpose, proxy, now);
+        }
         self.stats.dials_failed += 1;
         if let Via::Proxy(proxy) = via {
             self.pool.note(proxy, trouble(&failure));
@@ -336,7 +350,7 @@ impl Engine {
                 self.association_denied(association, NoAssociation::Refused(failure), now);
             }
             Purpose::Names(stream) => self.stream_lost(stream, now),
-            Purpose::Pool => {}
+            Purpose::Pool | Purpose::Trial => {}
         }
     }
 
@@ -373,7 +387,7 @@ impl Engine {
     pub(super) fn tcp_socket_failed(&mut self, socket: SocketId, error: SocketError, now: Instant) {
         let Some(TcpSocket { purpose, via, stage }) = self.sockets.tcp(socket) else { return };
         let (purpose, via) = (*purpose, *via);
-        let (dialling, stale) = match stage {
+        let (dialling, reused) = match stage {
             Stage::Relay { .. } => {
                 if let Purpose::Flow(flow) = purpose {
                     self.relay_failed(socket, flow, now);
@@ -398,7 +412,11 @@ impl Engine {
             Stage::Dialling => (true, false),
             Stage::Handshake { reused, .. } => (false, *reused),
         };
-        self.stats.dials_failed += 1;
+        let again = self.falls_back(socket);
+        self.stats.dials_failed += u64::from(!again);
+        if let (Via::Proxy(proxy), Purpose::Trial, false) = (via, purpose, dialling) {
+            self.tried(proxy, false);
+        }
         self.close_socket(socket, true);
         let Via::Proxy(proxy) = via else {
             if self.network == Network::Gone && error == SocketError::Network {
@@ -409,8 +427,8 @@ impl Engine {
             }
             return;
         };
-        if stale {
-            self.stats.pool_stale += 1;
+        if reused || again {
+            self.stats.pool_stale += u64::from(reused);
             return self.redial(purpose, proxy, now);
         }
         // A machine out of descriptors says nothing about the proxy, nor does one without a network.
@@ -432,7 +450,7 @@ impl Engine {
                 self.association_denied(association, NoAssociation::Unreachable, now);
             }
             Purpose::Names(stream) => self.stream_lost(stream, now),
-            Purpose::Pool => {}
+            Purpose::Pool | Purpose::Trial => {}
         }
     }
 
@@ -447,7 +465,7 @@ impl Engine {
             }
             Purpose::Association(association) => self.association_redial(association, proxy, now),
             Purpose::Names(stream) => self.stream_redial(stream, proxy, now),
-            Purpose::Pool => {}
+            Purpose::Pool | Purpose::Trial => {}
         }
     }
 
@@ -467,7 +485,9 @@ impl Engine {
     pub(super) fn request_of(&self, purpose: Purpose, proxy: usize) -> Option<(Request, Endpoint)> {
         match purpose {
             Purpose::Flow(flow) => self.links.opening(flow).map(|opening| (Request::Connect, opening.remote)),
-            Purpose::Association(_) => Some((Request::UdpAssociate, self.unspecified(proxy))),
+            Purpose::Association(_) | Purpose::Trial => {
+                Some((Request::UdpAssociate, self.unspecified(proxy)))
+            }
             Purpose::Names(stream) => self.streams.server(stream).map(|server| (Request::Connect, server)),
             Purpose::Pool => None,
         }
@@ -477,6 +497,8 @@ impl Engine {
     pub(super) fn socket_timed_out(&mut self, socket: SocketId, now: Instant) {
         let Some(Socket::Tcp(tcp)) = self.sockets.get(socket) else { return };
         let (purpose, via) = (tcp.purpose, tcp.via);
+        self.dialogue_timed_out(socket);
+        let Some(tcp) = self.sockets.tcp(socket) else { return };
         match (&tcp.stage, purpose) {
             (Stage::Warm { .. }, _) => self.pool_lost(socket),
             (Stage::Dialling | Stage::Held, _) => {
@@ -497,6 +519,12 @@ impl Engine {
                 self.stream_lost(stream, now);
             }
             (Stage::Handshake { .. }, Purpose::Pool) => self.close_socket(socket, true),
+            (Stage::Handshake { .. }, Purpose::Trial) => {
+                if let Via::Proxy(proxy) = via {
+                    self.tried(proxy, false);
+                }
+                self.close_socket(socket, true);
+            }
             (Stage::Relay { .. } | Stage::Control | Stage::Names, _) => {}
         }
     }

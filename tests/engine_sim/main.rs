@@ -3,12 +3,13 @@
 mod inspect;
 mod names;
 mod network;
+mod pipeline;
 mod world;
 
 use smoltcp::socket::tcp;
 use std::net::SocketAddr;
 use world::World;
-use ztun::config::{Accept, Cidr, EngineConfig, Proxy, UdpMode};
+use ztun::config::{Accept, Cidr, EngineConfig, Pipeline, Proxy, UdpMode};
 use ztun::engine::{SocketError, SocketId};
 use ztun::outbound::rule::{Route, Rule};
 use ztun::time::Duration;
@@ -405,7 +406,7 @@ fn a_loop_ends_in_refusals_and_not_in_a_full_table() {
 
 #[test]
 fn a_busy_destination_is_not_taken_for_a_loop() {
-    let mut world = World::new(config(), false);
+    let mut world = World::new(EngineConfig { pipeline: Pipeline::Off, ..config() }, false);
     let apps: Vec<_> = (0..400).map(|_| world.connect(addr(TARGET))).collect();
     world.settle();
     while let Some((socket, _)) = world.dialled.pop_front() {

@@ -9,14 +9,20 @@
 //!    └─────method password──▶ Authenticating ─┘
 //! ```
 //!
-//! Nothing is pipelined: each message goes out when the answer to the one before has been
-//! understood, because servers exist that drop what comes early. A failure is known as soon as its
-//! first telling octet is there (a wrong version, a REP other than 0), however the rest may dawdle,
+//! # Step by step, or pipelined
+//!
+//! Step by step each message goes out when the answer to the one before has been understood: servers exist that drop what comes
+//! early. A pipelined dialogue says everything it knows at once, a round trip, a segment and two system calls less. Since there is only one way to go on,
+//! only one method is offered: a server that wants another refuses, and has seen no more than that a request was meant. Credentials leave
+//! before the server has asked for them, so a pipelined client that has some offers nothing but them, and one that has none
+//! nothing but "none". Octets of the app are never part of it.
+//!
+//! A failure is known as soon as its first telling octet is there (a wrong version, a REP other than 0), however the rest may dawdle,
 //! and it is final.
 //!
-//! Storage is one array, used twice. On the way out it holds the greeting, behind it the
-//! authentication message, and the request behind what was sent before; a reply is collected from
-//! its front when all of that is written. A reply that comes before its request was written answers
+//! Storage is one array, used twice. On the way out it holds the greeting, the authentication message and the request; step by step
+//! the authentication message waits at a fixed place behind the longest greeting. A reply is collected from
+//! the front when all of that is written. A reply that comes before its request was written answers
 //! nothing and is refused, so a granted client never has output left.
 
 use crate::config::Credentials;
@@ -78,13 +84,24 @@ pub enum Failure {
     Protocol,
 }
 
+/// What is to be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Request {
+    /// Nothing yet.
+    None,
+    /// This, after the negotiation.
+    Waiting(Command, Endpoint),
+    /// It is behind the other messages already.
+    Pipelined,
+}
+
 /// Where the dialogue stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     /// The method selection is awaited; `version` tells that its first octet has come.
-    Greeting { version: bool, request: Option<(Command, Endpoint)> },
+    Greeting { version: bool, request: Request },
     /// The status of RFC 1929 is awaited.
-    Authenticating { version: bool, request: Option<(Command, Endpoint)> },
+    Authenticating { version: bool, request: Request },
     /// Negotiated, nothing asked for yet.
     Idle,
     /// The reply is awaited; its first `received` octets are in the storage.
@@ -101,8 +118,12 @@ pub struct Client {
     /// Output not yet written is `storage[written..end]`.
     written: usize,
     end: usize,
-    /// Length of the authentication message at `storage[MAX_GREETING..]`; 0 when passwords were not offered.
+    /// Length of the authentication message; 0 when passwords were not offered. It stands at `storage[MAX_GREETING..]` until it is its turn, or
+    /// behind the greeting when pipelined.
     auth: usize,
+    pipelined: bool,
+    /// The method that the server chose.
+    method: Option<u8>,
     storage: [u8; STORAGE],
 }
 
@@ -112,13 +133,7 @@ impl Client {
     /// User/password is offered besides "none" when there are credentials. A user or password of more than
     /// 255 octets cannot be sent (RFC 1929 2) and counts as no credentials.
     pub fn new(credentials: Option<&Credentials>) -> Client {
-        let mut client = Client {
-            state: State::Greeting { version: false, request: None },
-            written: 0,
-            end: 0,
-            auth: 0,
-            storage: [0; STORAGE],
-        };
+        let mut client = Client::blank(false);
         if let Some(credentials) = credentials {
             client.auth = emit_auth(credentials, &mut client.storage[MAX_GREETING..]);
         }
@@ -130,15 +145,57 @@ impl Client {
         client
     }
 
+    /// A client that waits for no answer before it goes on. User/password alone is offered when there are credentials (that can be sent), else
+    /// "none" alone.
+    pub fn pipelined(credentials: Option<&Credentials>) -> Client {
+        const GREETING: usize = 3;
+        let mut client = Client::blank(true);
+        if let Some(credentials) = credentials {
+            client.auth = emit_auth(credentials, &mut client.storage[GREETING..]);
+        }
+        client.append(&[VERSION, 1, if client.auth == 0 { METHOD_NONE } else { METHOD_PASSWORD }]);
+        client.end = client.end.saturating_add(client.auth);
+        client
+    }
+
+    fn blank(pipelined: bool) -> Client {
+        Client {
+            state: State::Greeting { version: false, request: Request::None },
+            written: 0,
+            end: 0,
+            auth: 0,
+            pipelined,
+            method: None,
+            storage: [0; STORAGE],
+        }
+    }
+
     /// Sets the request. It may be set at once, during the negotiation, or when negotiated; only the first counts.
     pub fn request(&mut self, command: Command, target: Endpoint) {
+        let pipelined = self.pipelined;
         match &mut self.state {
             State::Greeting { request, .. } | State::Authenticating { request, .. } => {
-                request.get_or_insert((command, target));
+                if *request != Request::None {
+                    return;
+                }
+                *request = if pipelined { Request::Pipelined } else { Request::Waiting(command, target) };
             }
-            State::Idle => self.start_request(command, target),
-            State::Requesting { .. } | State::Over | State::Failed(_) => {}
+            State::Idle => self.state = State::Requesting { received: 0 },
+            State::Requesting { .. } | State::Over | State::Failed(_) => return,
         }
+        if pipelined || self.state == (State::Requesting { received: 0 }) {
+            self.append_request(command, target);
+        }
+    }
+
+    /// Whether what it says goes out without waiting for answers.
+    pub fn is_pipelined(&self) -> bool {
+        self.pipelined
+    }
+
+    /// Whether the server has asked for user and password; `None` before it has chosen a method.
+    pub fn wants_password(&self) -> Option<bool> {
+        self.method.map(|method| method == METHOD_PASSWORD)
     }
 
     /// Octets to be written now; the caller reports with [`Client::wrote`].
@@ -181,15 +238,10 @@ impl Client {
                     }
                     self.state = State::Greeting { version: true, request };
                 }
-                State::Greeting { version: true, request } => match octet {
-                    METHOD_NONE => self.negotiated(request),
-                    METHOD_PASSWORD if self.auth > 0 => {
-                        self.end = MAX_GREETING.saturating_add(self.auth);
-                        self.state = State::Authenticating { version: false, request };
-                    }
-                    METHOD_NONE_ACCEPTABLE => return Err(Failure::NoMethod),
-                    other => return Err(Failure::WrongMethod(other)),
-                },
+                State::Greeting { version: true, request } => {
+                    self.choose(octet, request)?;
+                    self.method = Some(octet);
+                }
                 State::Authenticating { version: false, request } => {
                     // RFC 1929 2 has 0x01 here; servers that repeat the version of the protocol are common
                     // enough that clients in general do not look. Anything else is no SOCKS5 server.
@@ -218,6 +270,22 @@ impl Client {
                 return Ok(Progress::Negotiated);
             }
         }
+    }
+
+    /// The server has chosen a method.
+    fn choose(&mut self, method: u8, request: Request) -> Result<(), Failure> {
+        match method {
+            METHOD_NONE if !self.pipelined || self.auth == 0 => self.negotiated(request),
+            METHOD_PASSWORD if self.auth > 0 => {
+                if !self.pipelined {
+                    self.end = MAX_GREETING.saturating_add(self.auth);
+                }
+                self.state = State::Authenticating { version: false, request };
+            }
+            METHOD_NONE_ACCEPTABLE => return Err(Failure::NoMethod),
+            other => return Err(Failure::WrongMethod(other)),
+        }
+        Ok(())
     }
 
     /// Takes the octets of a reply from `input`, of which `consumed_before` octets of the same call belonged to
@@ -260,14 +328,17 @@ impl Client {
     }
 
     /// The method negotiation is over.
-    fn negotiated(&mut self, request: Option<(Command, Endpoint)>) {
-        self.state = State::Idle;
-        if let Some((command, target)) = request {
-            self.start_request(command, target);
+    fn negotiated(&mut self, request: Request) {
+        self.state = match request {
+            Request::None => State::Idle,
+            Request::Waiting(..) | Request::Pipelined => State::Requesting { received: 0 },
+        };
+        if let Request::Waiting(command, target) = request {
+            self.append_request(command, target);
         }
     }
 
-    fn start_request(&mut self, command: Command, target: Endpoint) {
+    fn append_request(&mut self, command: Command, target: Endpoint) {
         let command = match command {
             Command::Connect => 0x01,
             Command::Bind => 0x02,
@@ -278,7 +349,6 @@ impl Client {
         request[..3].copy_from_slice(&[VERSION, command, 0]);
         let len = 3 + Address::Ip(target).emit(&mut request[3..]);
         self.append(&request[..len]);
-        self.state = State::Requesting { received: 0 };
     }
 
     /// Puts a message behind what is to be written.
@@ -347,7 +417,10 @@ mod tests {
     /// Plays a server that gives `answers[i]` after the client's message i, each cut into pieces of at most `piece`
     /// octets; the request is set at the start.
     fn play(credentials: Option<&Credentials>, answers: &[&[u8]], piece: usize) -> Outcome {
-        let mut client = Client::new(credentials);
+        play_with(Client::new(credentials), answers, piece)
+    }
+
+    fn play_with(mut client: Client, answers: &[&[u8]], piece: usize) -> Outcome {
         client.request(Command::Connect, target());
         let mut written = Vec::new();
         let mut result = Ok(Progress::Pending);
@@ -387,6 +460,21 @@ mod tests {
                 (a, b) => assert_eq!(a, b, "pieces of {piece}"),
             }
             assert_eq!((&whole.written, whole.surplus), (&cut.written, cut.surplus), "pieces of {piece}");
+        }
+        whole.result
+    }
+
+    /// A pipelined client says `said` at once, and comes to the same end at every cut of the server's answer.
+    fn pipelined(credentials: Option<&Credentials>, said: &[u8], answer: &[u8]) -> Result<Progress, Failure> {
+        let whole = play_with(Client::pipelined(credentials), &[answer], answer.len().max(1));
+        assert_eq!(whole.written, said);
+        for piece in 1..answer.len() {
+            let cut = play_with(Client::pipelined(credentials), &[answer], piece);
+            assert_eq!(
+                (whole.result.map(|_| ()), &whole.written, whole.surplus),
+                (cut.result.map(|_| ()), &cut.written, cut.surplus),
+                "pieces of {piece}"
+            );
         }
         whole.result
     }
@@ -594,6 +682,75 @@ mod tests {
     }
 
     #[test]
+    fn a_pipelined_client_says_all_at_once_and_offers_one_method() {
+        let request = [5, 1, 0, 1, 192, 0, 2, 1, 1, 0xbb];
+        let none = [&[5, 1, 0][..], &request].concat();
+        let answer = [&[5, 0][..], GRANTED, b"early"].concat();
+        assert!(matches!(pipelined(None, &none, &answer), Ok(Progress::Granted { consumed: 12, .. })));
+        for (answer, failure) in [
+            (&[5, 0xff][..], Failure::NoMethod),
+            (&[5, 2], Failure::WrongMethod(2)),
+            (&[4], Failure::Protocol),
+            (&[5, 0, 5, 5], Failure::Refused(Reply::ConnectionRefused)),
+            (&[5, 0, 4], Failure::Protocol),
+        ] {
+            assert_eq!(pipelined(None, &none, answer), Err(failure));
+        }
+
+        let alice = credentials();
+        let password = [b"\x05\x01\x02\x01\x05alice\x06secret", &request[..]].concat();
+        let answer = [&[5, 2, 1, 0][..], GRANTED].concat();
+        assert!(matches!(pipelined(Some(&alice), &password, &answer), Ok(Progress::Granted { .. })));
+        for (answer, failure) in [
+            (&[5, 0][..], Failure::WrongMethod(0)),
+            (&[5, 0xff], Failure::NoMethod),
+            (&[5, 2, 1, 1], Failure::Denied),
+            (&[5, 2, 1, 0, 5, 2], Failure::Refused(Reply::NotAllowed)),
+        ] {
+            assert_eq!(pipelined(Some(&alice), &password, answer), Err(failure), "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn a_pipelined_client_takes_its_request_at_any_time_and_once() {
+        let alice = credentials();
+        let v6 = Endpoint::new("2001:db8::1".parse().unwrap(), 80);
+        let answers: [&[u8]; 4] = [&[5], &[2], &[1], &[0]];
+        for at in 0..=answers.len() {
+            let mut client = Client::pipelined(Some(&alice));
+            assert_eq!(take_output(&mut client), b"\x05\x01\x02\x01\x05alice\x06secret");
+            for (index, answer) in answers.iter().enumerate() {
+                if index == at {
+                    client.request(Command::Connect, v6);
+                }
+                let progress = client.handle_input(answer).unwrap();
+                let negotiated = index + 1 == answers.len() && at == answers.len();
+                assert_eq!(progress, if negotiated { Progress::Negotiated } else { Progress::Pending });
+            }
+            client.request(Command::Connect, if at == answers.len() { v6 } else { target() });
+            let request = take_output(&mut client);
+            assert_eq!((request.len(), &request[..4]), (22, &[5, 1, 0, 4][..]), "only the first counts");
+            assert_eq!(client.wants_password(), Some(true));
+            assert!(matches!(client.handle_input(GRANTED), Ok(Progress::Granted { .. })));
+        }
+        let longest = Credentials { user: "u".repeat(255), password: "p".repeat(255) };
+        let mut client = Client::pipelined(Some(&longest));
+        client.request(Command::Connect, v6);
+        assert_eq!(client.output().len(), 3 + 513 + 22);
+    }
+
+    /// Nothing was asked for that has not been written.
+    #[test]
+    fn a_reply_to_a_pipelined_request_that_is_not_written_is_refused() {
+        let mut client = Client::pipelined(None);
+        client.request(Command::Connect, target());
+        client.wrote(12);
+        assert_eq!(client.handle_input(&[5, 0]), Ok(Progress::Pending));
+        assert_eq!(client.output(), [0xbb]);
+        assert_eq!(client.handle_input(GRANTED), Err(Failure::Protocol));
+    }
+
+    #[test]
     fn the_password_is_not_printed() {
         let mut client = Client::new(Some(&credentials()));
         client.handle_input(&[5, 2]).unwrap();
@@ -609,9 +766,11 @@ mod tests {
             with_credentials: bool,
             answers in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..300), 0..8),
             polite in 0usize..4,
+            pipelined: bool,
         ) {
             let alice = credentials();
-            let mut client = Client::new(with_credentials.then_some(&alice));
+            let new = if pipelined { Client::pipelined } else { Client::new };
+            let mut client = new(with_credentials.then_some(&alice));
             client.request(Command::Connect, target());
             let opening: [&[u8]; 4] = [&[], &[5, 0], &[5, 2, 1, 0], &[5, 0, 5, 0, 0]];
             for answer in opening[..polite.min(3) + 1].iter().copied().chain(answers.iter().map(Vec::as_slice)) {
@@ -631,11 +790,12 @@ mod tests {
             atyp in prop_oneof![Just(1u8), Just(3), Just(4), any::<u8>()],
             rest in proptest::collection::vec(any::<u8>(), 0..280),
             cuts in proptest::collection::vec(1usize..40, 1..20),
+            pipelined: bool,
         ) {
             let mut answer = vec![5, rep, 0, atyp];
             answer.extend(rest);
             let feed = |cuts: &mut dyn Iterator<Item = usize>| {
-                let mut client = Client::new(None);
+                let mut client = if pipelined { Client::pipelined(None) } else { Client::new(None) };
                 client.request(Command::Connect, target());
                 take_output(&mut client);
                 client.handle_input(&[5, 0]).unwrap();
