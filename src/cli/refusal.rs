@@ -15,7 +15,7 @@ const NOT_BUILT: [&str; 1] = ["split"];
 /// Options that were thought of, measured and rejected, and why.
 const REJECTED: [(&str, &str); 1] = [(
     "--workers",
-    "more than one loop is no faster here, and breaks UDP: the kernel would hand one socket's datagrams to several of them",
+    "more than one loop breaks UDP and showed no clear gain: the kernel would hand one socket's datagrams to several of them",
 )];
 
 /// Values of the contract that this version does not have.
