@@ -21,6 +21,7 @@ mod network;
 mod policy;
 mod private;
 mod privileges;
+mod scale;
 mod session;
 mod soak;
 mod transfers;
