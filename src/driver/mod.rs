@@ -27,6 +27,7 @@ mod datagram;
 mod health;
 mod incoming;
 pub mod limits;
+mod memory;
 #[cfg_attr(not(target_os = "linux"), path = "mmsg_plain.rs")]
 mod mmsg;
 mod outgoing;
@@ -142,6 +143,7 @@ pub struct Driver<D> {
     poll: Poll,
     signals: Signals,
     sockets: OsSockets,
+    peak: memory::Peak,
     queue: Queue,
     tun_readable: bool,
     /// More packets are ready than were given to the TUN.
@@ -202,6 +204,7 @@ impl<D: Device> Driver<D> {
             poll,
             signals,
             sockets: OsSockets::new(),
+            peak: memory::Peak::default(),
             queue: Queue::default(),
             tun_readable: true,
             more_to_give: false,
@@ -286,6 +289,9 @@ impl<D: Device> Driver<D> {
         self.engine.handle_timeout(now);
         self.engine.end_of_batch(self.tun_readable, now);
         self.give(now);
+        if self.peak.is_over(self.engine.sockets()) {
+            memory::give_back();
+        }
         Ok(self.finished(now))
     }
 
