@@ -19,7 +19,7 @@ use harness::{ISN, World};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
-use ztun::config::EngineConfig;
+use ztun::config::{EngineConfig, Pipeline};
 use ztun::engine::{Output, SocketId};
 use ztun::stack::{Packet, StackConfig, TcpConfig};
 use ztun::time::{Duration, Instant};
@@ -91,6 +91,8 @@ fn world() -> World {
     World::with(EngineConfig {
         stack: StackConfig { tcp, ..StackConfig::default() },
         max_udp: MANY,
+        // No trials of the proxy among the flows.
+        pipeline: Pipeline::Off,
         udp_idle: Duration::from_secs(300),
         ..EngineConfig::default()
     })
