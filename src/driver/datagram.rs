@@ -106,7 +106,7 @@ impl<D: Device> Driver<D> {
 
     fn read_datagrams_into(&mut self, id: SocketId, inbox: &mut Inbox, now: Instant) -> bool {
         let mut budget = DATAGRAM_BUDGET;
-        while budget > 0 {
+        while budget > 0 && self.queue.share() > 0 {
             if !self.tun_pending.is_empty() || self.device.is_none() {
                 // The socket's own queue holds what comes until the TUN takes packets again.
                 self.held.push(id);
@@ -129,37 +129,41 @@ impl<D: Device> Driver<D> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => {
                     budget -= 1;
+                    // A socket that has nothing but errors is looked at again when something comes.
+                    *readable = budget > 0;
+                    self.queue.charge(0);
                     self.engine.handle_socket_error(id, socket::classify(&error), now);
                     continue;
                 }
             }
-            self.queue.charge(inbox.len());
-            budget = budget.saturating_sub(self.give_datagrams(id, inbox, now));
+            let (count, packets) = self.give_datagrams(id, inbox, now);
+            self.queue.charge_calls(packets + 1, inbox.len());
+            budget = budget.saturating_sub(count);
         }
         false
     }
 
-    /// Gives what was read of a socket to the TUN: how many datagrams.
-    fn give_datagrams(&mut self, id: SocketId, inbox: &Inbox, now: Instant) -> usize {
+    /// Gives what was read of a socket to the TUN: how many datagrams, in how many packets.
+    fn give_datagrams(&mut self, id: SocketId, inbox: &Inbox, now: Instant) -> (usize, usize) {
         let mut train = Train::new();
-        let mut count = 0;
+        let (mut count, mut packets) = (0, 0);
         for (from, octets) in inbox.datagrams() {
             count += 1;
             let Some(arrived) = self.engine.receive_datagram(id, from, octets, now) else { continue };
             let Arrived { ends, payload } = arrived;
             if !train.push(ends, payload) {
-                self.give_train(&mut train, now);
+                packets += self.give_train(&mut train, now);
                 train.push(ends, payload);
             }
         }
-        self.give_train(&mut train, now);
-        count
+        packets += self.give_train(&mut train, now);
+        (count, packets)
     }
 
-    /// Gives datagrams of one sender to the TUN, as one packet where that is possible; the train is empty afterwards.
-    fn give_train(&mut self, train: &mut Train<'_, Ends>, now: Instant) {
-        let Some((ends, pieces)) = train.take() else { return };
-        let Some(device) = &mut self.device else { return };
+    /// Gives datagrams of one sender to the TUN, as one packet where that is possible: how many packets. The train is empty afterwards.
+    fn give_train(&mut self, train: &mut Train<'_, Ends>, now: Instant) -> usize {
+        let Some((ends, pieces)) = train.take() else { return 0 };
+        let Some(device) = &mut self.device else { return 0 };
         if pieces.len() > 1
             && let Some(packet) = self.engine.deliver_train(ends, pieces)
         {
@@ -175,14 +179,17 @@ impl<D: Device> Driver<D> {
                 }
                 Err(error) => log::debug!("{} datagrams to the TUN lost: {error}", pieces.len()),
             }
-            return;
+            return 1;
         }
+        let mut packets = 0;
         for payload in pieces {
             let Some(mut datagram) = self.engine.deliver_datagram(ends, payload, now) else { continue };
             while let Some(packet) = datagram.next_packet() {
+                packets += 1;
                 Self::transmit(device, &mut self.tun_pending, &packet);
             }
         }
+        packets
     }
 
     /// Offers the TUN what it has refused, in order.

@@ -8,6 +8,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsRawFd;
+use std::sync::OnceLock;
 
 /// Messages in one call at most.
 pub(super) const MOST: usize = 64;
@@ -206,6 +207,22 @@ fn segment_size(header: &libc::msghdr) -> u16 {
     // SAFETY: the message holds an int, as its length says.
     let size = unsafe { libc::CMSG_DATA(control).cast::<libc::c_int>().read_unaligned() };
     u16::try_from(size).unwrap_or(0)
+}
+
+/// Whether the kernel cuts messages into datagrams. One that does not know UDP_SEGMENT (before Linux 4.18) passes over it in a message without a
+/// word, and sends all of it as one datagram; so the first socket asks.
+pub(super) fn cuts(socket: &UdpSocket) -> bool {
+    static CUTS: OnceLock<bool> = OnceLock::new();
+    *CUTS.get_or_init(|| {
+        let mut size: libc::c_int = 0;
+        let mut len = size_of_val(&size) as libc::socklen_t;
+        // SAFETY: the descriptor is open; the option's value is one int, and both it and its length outlive the call.
+        let result = unsafe {
+            let (fd, value) = (socket.as_raw_fd(), (&raw mut size).cast());
+            libc::getsockopt(fd, libc::SOL_UDP, libc::UDP_SEGMENT, value, &raw mut len)
+        };
+        result == 0
+    })
 }
 
 /// Has the kernel hand over datagrams that came together as trains (UDP_GRO).

@@ -50,6 +50,11 @@ pub(super) fn receive<'b>(
 }
 
 /// There are no trains.
+pub(super) fn cuts(_socket: &UdpSocket) -> bool {
+    false
+}
+
+/// There are no trains.
 pub(super) fn take_trains(_socket: &UdpSocket) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }

@@ -260,7 +260,7 @@ impl<D: Device> Driver<D> {
                 TUN => {
                     // A device that was deleted is an error only: reading tells which.
                     self.tun_readable |= event.is_readable() || event.is_error() || event.is_read_closed();
-                    if event.is_writable() {
+                    if event.is_writable() || event.is_error() {
                         self.retry_pending();
                     }
                 }

@@ -54,7 +54,8 @@ pub(super) struct Udp {
 
 impl Udp {
     pub(super) fn new(socket: UdpSocket, connected: bool) -> Udp {
-        Udp { socket, connected, trains: false, cuts: u16::MAX }
+        let cuts = if mmsg::cuts(&socket) { u16::MAX } else { 0 };
+        Udp { socket, connected, trains: false, cuts }
     }
 
     /// The kernel has refused to cut a message into datagrams of `size` octets.
@@ -134,7 +135,7 @@ pub(super) fn send(udp: &mut Udp, mut datagrams: &[Datagram<'_>]) {
         let kind = error.kind();
         if kind == ErrorKind::WouldBlock {
             return log::debug!("{} datagrams lost: {error}", datagrams.len());
-        } else if kind == ErrorKind::ConnectionRefused && !tried {
+        } else if is_of_the_way(&error) && !tried {
             tried = true;
         } else if kind == ErrorKind::Interrupted {
             continue;
@@ -158,6 +159,10 @@ fn is_of_the_way(error: &io::Error) -> bool {
                 | libc::EHOSTUNREACH
                 | libc::ENETDOWN
                 | libc::EHOSTDOWN
+                | libc::EADDRNOTAVAIL
+                | libc::ENODEV
+                | libc::ENONET
+                | libc::ENOPROTOOPT
                 | libc::EPERM
                 | libc::EACCES
                 | libc::ENOBUFS

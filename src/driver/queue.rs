@@ -73,7 +73,12 @@ impl Queue {
 
     /// A system call has moved so many octets, or none.
     pub(super) fn charge(&mut self, octets: usize) {
-        self.left = self.left.saturating_sub(octets.max(CALL));
+        self.charge_calls(1, octets);
+    }
+
+    /// So many system calls have moved so many octets together.
+    pub(super) fn charge_calls(&mut self, calls: usize, octets: usize) {
+        self.left = self.left.saturating_sub(octets.max(calls.saturating_mul(CALL)));
     }
 }
 

@@ -191,7 +191,15 @@ impl<D: Device> Driver<D> {
         call(service.as_mut(), &mut scene);
         if !had_device {
             self.adopt_device();
+        } else if self.device.is_none() {
+            self.forget_device();
         }
+    }
+
+    /// There is no device: what it had refused is lost, as packets are, and nothing is read of it.
+    fn forget_device(&mut self) {
+        self.tun_pending.clear();
+        self.tun_readable = false;
     }
 
     /// Registers the device that a service has put in the empty place.
@@ -221,9 +229,7 @@ impl<D: Device> Driver<D> {
         if let Err(error) = self.poll.registry().deregister(&mut device) {
             log::debug!("deregister: {error}");
         }
-        // What it had refused is lost, as packets are.
-        self.tun_pending.clear();
-        self.tun_readable = false;
+        self.forget_device();
         Ok(())
     }
 }

@@ -133,7 +133,7 @@ struct Transport {
     protocol: u8,
 }
 
-/// Finds the transport header. Behind IPv6 extension headers the kernel segments and sums nothing that this device was asked for, so there is none.
+/// Finds the transport header, behind IPv6 extension headers too.
 fn transport(packet: &[u8]) -> Option<Transport> {
     let first = packet.first()?;
     match first >> 4 {
@@ -142,7 +142,16 @@ fn transport(packet: &[u8]) -> Option<Transport> {
             let protocol = *packet.get(9)?;
             (start >= 20).then_some(Transport { start, protocol })
         }
-        6 => Some(Transport { start: IPV6_HEADER, protocol: *packet.get(6)? }),
+        6 => {
+            let (mut start, mut protocol) = (IPV6_HEADER, *packet.get(6)?);
+            // Hop-by-hop options, routing, destination options (RFC 8200 4.3, 4.4, 4.6).
+            while matches!(protocol, 0 | 43 | 60) {
+                let [next, len] = *packet.get(start..)?.first_chunk()?;
+                protocol = next;
+                start += 8 + 8 * usize::from(len);
+            }
+            Some(Transport { start, protocol })
+        }
         _ => None,
     }
 }
@@ -197,6 +206,23 @@ mod tests {
             let train = packet(v6, UDP, 3_000);
             let fields = [start + 8, 1_000, start, 6];
             assert_eq!(parse(&header(NEEDS_CSUM, GSO_UDP_L4, fields), &train), vouched(1_000));
+        }
+    }
+
+    /// The kernel leaves sums and segments of these to the device as it does of others.
+    #[test]
+    fn what_stands_behind_extension_headers_is_vouched_for() {
+        for protocol in [TCP, UDP] {
+            let mut octets = packet(true, protocol, 3_000);
+            // Destination options (RFC 8200 4.6): eight octets, padded by PadN.
+            octets.splice(40..40, [protocol, 0, 1, 4, 0, 0, 0, 0]);
+            octets[6] = 60;
+            let payload = u16::try_from(octets.len() - 40).unwrap();
+            octets[4..6].copy_from_slice(&payload.to_be_bytes());
+            let (kind, offset) = if protocol == TCP { (GSO_TCPV6, 16) } else { (GSO_UDP_L4, 6) };
+            let judge = |kind| parse(&header(NEEDS_CSUM, kind, [0, 1_000, 48, offset]), &octets);
+            assert_eq!(judge(kind), Ok(Meta { verify_checksum: false, segment_size: 1_000 }));
+            assert_eq!(judge(GSO_NONE), Ok(Meta { verify_checksum: false, segment_size: 0 }));
         }
     }
 

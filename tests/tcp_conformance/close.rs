@@ -55,6 +55,19 @@ fn after_the_apps_fin_the_other_direction_goes_on() {
     });
 }
 
+/// Nothing is polled: what waits for its other half has a timer for its own end and no other.
+#[test]
+fn a_half_closed_connection_that_is_silent_wakes_nobody() {
+    both(|family| {
+        let mut peer = Peer::new(family).open();
+        send_fin(&mut peer);
+        peer.take();
+        peer.wait(secs(1));
+        let due = peer.stack.poll_timeout().expect("its life is bounded");
+        assert!(due.since(peer.now) > secs(10), "{due:?} at {:?}", peer.now);
+    });
+}
+
 /// conformance 39, mirrored
 #[test]
 fn after_our_fin_the_apps_octets_still_come() {

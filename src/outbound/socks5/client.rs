@@ -180,7 +180,10 @@ impl Client {
                 }
                 *request = if pipelined { Request::Pipelined } else { Request::Waiting(command, target) };
             }
-            State::Idle => self.state = State::Requesting { received: 0 },
+            State::Idle => {
+                self.pipelined = false;
+                self.state = State::Requesting { received: 0 };
+            }
             State::Requesting { .. } | State::Over | State::Failed(_) => return,
         }
         if pipelined || self.state == (State::Requesting { received: 0 }) {
@@ -188,7 +191,7 @@ impl Client {
         }
     }
 
-    /// Whether what it says goes out without waiting for answers.
+    /// Whether what it says goes out without waiting for answers; it does not where the request came after the negotiation.
     pub fn is_pipelined(&self) -> bool {
         self.pipelined
     }
@@ -731,6 +734,11 @@ mod tests {
             let request = take_output(&mut client);
             assert_eq!((request.len(), &request[..4]), (22, &[5, 1, 0, 4][..]), "only the first counts");
             assert_eq!(client.wants_password(), Some(true));
+            assert_eq!(
+                client.is_pipelined(),
+                at < answers.len(),
+                "a request after the negotiation is a step of its own"
+            );
             assert!(matches!(client.handle_input(GRANTED), Ok(Progress::Granted { .. })));
         }
         let longest = Credentials { user: "u".repeat(255), password: "p".repeat(255) };

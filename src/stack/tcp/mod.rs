@@ -457,7 +457,11 @@ impl TcpLayer {
             tcb.queued = true;
             self.ready.push_back(flow);
         }
-        if tcb.write_blocked && tcb.send_room(self.config.tcp.send_buffer.min(self.pool.share())) > 0 {
+        // One that found the memory of all spent stands in `starved` and is told from there.
+        let starved =
+            tcb.send.capacity() == 0 && self.pool.used() + ring::SMALLEST > self.config.tcp.buffer_budget;
+        let room = tcb.send_room(self.config.tcp.send_buffer.min(self.pool.share()));
+        if tcb.write_blocked && room > 0 && !starved {
             tcb.write_blocked = false;
             self.events.push_back(StackEvent::Writable { flow });
         }
@@ -472,12 +476,12 @@ impl TcpLayer {
     fn rest(&mut self, flow: FlowId) {
         let Some(slot) = self.table.get_mut(flow) else { return };
         let Slot::Open(tcb) = slot else { return };
-        let deadline = tcb.deadline(&self.config.tcp);
+        // One that cannot rest now is not looked at again for it: whatever changes that has it scheduled.
+        self.timers.set(flow.index(), tcb.deadline(&self.config.tcp));
         if let Some(resting) = tcb.rest()
             && let Slot::Open(block) = core::mem::replace(slot, Slot::Resting(resting))
         {
             self.blocks.give(block);
-            self.timers.set(flow.index(), deadline);
         }
     }
 

@@ -242,7 +242,7 @@ impl Receiver {
     pub(super) fn advertise(&mut self, mss: u32, share: usize) -> u16 {
         let edge = self.possible_edge(share);
         let gain = edge.distance_from(self.edge);
-        if edge.gt(self.edge) && gain >= mss.min(self.limit as u32 / 2).max(1 << self.scale) {
+        if edge.gt(self.edge) && gain >= mss.min(self.target(share) as u32 / 2).max(1 << self.scale) {
             self.edge = edge;
         }
         // The field counts in units of the shift. Rounded down it would take back what was offered before (RFC 7323 2.4), so it is rounded
