@@ -457,13 +457,14 @@ impl TcpLayer {
             tcb.queued = true;
             self.ready.push_back(flow);
         }
-        // One that found the memory of all spent stands in `starved` and is told from there.
-        let starved =
-            tcb.send.capacity() == 0 && self.pool.used() + ring::SMALLEST > self.config.tcp.buffer_budget;
-        let room = tcb.send_room(self.config.tcp.send_buffer.min(self.pool.share()));
-        if tcb.write_blocked && room > 0 && !starved {
-            tcb.write_blocked = false;
-            self.events.push_back(StackEvent::Writable { flow });
+        if tcb.write_blocked {
+            // One that found the memory of all spent stands in `starved` and is told from there.
+            let spent = self.pool.used() + ring::SMALLEST > self.config.tcp.buffer_budget;
+            let room = tcb.send_room(self.config.tcp.send_buffer.min(self.pool.share()));
+            if room > 0 && !(spent && tcb.send.capacity() == 0) {
+                tcb.write_blocked = false;
+                self.events.push_back(StackEvent::Writable { flow });
+            }
         }
         if tcb.send.len() == 0 {
             tcb.send.release(&mut self.pool);
