@@ -68,6 +68,9 @@ pub(super) struct Association {
     pub(super) traffic: Traffic,
 }
 
+/// What a UDP mapping costs here, beside its sockets.
+const _: () = assert!(size_of::<(NatKey, Association)>() <= 192);
+
 /// What an association has carried.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Traffic {

@@ -130,6 +130,9 @@ pub(super) enum Socket {
     Udp(FlowId),
 }
 
+/// What a socket costs here: a flow has one, a UDP mapping through the proxy two.
+const _: () = assert!(size_of::<Socket>() <= 48);
+
 /// All sockets.
 #[derive(Debug, Default)]
 pub(super) struct Sockets {

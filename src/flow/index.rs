@@ -102,6 +102,14 @@ impl HashIndex {
         }
     }
 
+    /// Buckets that a search for a slot looks at.
+    #[cfg(test)]
+    fn probes(&self, hash: u32, slot: u32) -> usize {
+        let mask = self.buckets.len() - 1;
+        let end = (hash as usize..).position(|at| self.buckets[at & mask].slot == slot);
+        end.expect("the slot is there") + 1
+    }
+
     /// Entries.
     #[cfg(test)]
     fn len(&self) -> usize {
@@ -132,6 +140,23 @@ mod tests {
             index.remove(slot.wrapping_mul(0x9e37_79b9), slot);
         }
         assert_eq!((index.len(), index.octets()), (0, FEWEST * 8));
+    }
+
+    /// Issue 4: a search among a hundred thousand looks at as many buckets as one among a thousand.
+    #[test]
+    fn a_search_looks_at_a_few_buckets_however_many_entries_there_are() {
+        use crate::rng::{Rng, SEED_LEN};
+        use core::hash::BuildHasher;
+        let hash = Rng::new([9; SEED_LEN]).keyed_hash();
+        for entries in [1_000u32, 10_000, 100_000] {
+            let mut index = HashIndex::default();
+            let of = |slot: u32| hash.hash_one(slot) as u32;
+            (0..entries).for_each(|slot| index.insert(of(slot), slot));
+            let probes: Vec<usize> = (0..entries).map(|slot| index.probes(of(slot), slot)).collect();
+            let all: usize = probes.iter().sum();
+            assert!(all <= 4 * entries as usize, "{all} buckets for {entries} searches");
+            assert!(probes.iter().all(|probes| *probes <= 256), "{:?}", probes.iter().max());
+        }
     }
 
     proptest! {

@@ -82,6 +82,7 @@ pub struct TimerWheel {
     wheels: u16,
     /// The tick up to which time was followed.
     elapsed: u64,
+    steps: u64,
 }
 
 impl Default for TimerWheel {
@@ -105,6 +106,7 @@ impl TimerWheel {
             occupied: [0; WHEELS],
             wheels: 0,
             elapsed: 0,
+            steps: 0,
         }
     }
 
@@ -137,6 +139,11 @@ impl TimerWheel {
             self.unlink(index, node);
             self.nodes.release(index);
         }
+    }
+
+    /// How often a deadline was put into a slot so far: the work that was done.
+    pub fn steps(&self) -> u64 {
+        self.steps
     }
 
     /// Octets of its memory.
@@ -205,6 +212,7 @@ impl TimerWheel {
 
     /// Appends a node that is in no slot to the one for `tick`.
     fn link(&mut self, index: u32, tick: u64) {
+        self.steps += 1;
         // At least one digit: equal ticks belong to wheel 0.
         let differing = (tick ^ self.elapsed) | (SLOTS as u64 - 1);
         let wheel = differing.ilog2() / BITS;
@@ -294,6 +302,27 @@ mod tests {
             }
             assert!(now >= deadline && now.since(deadline) < Duration::from_millis(1));
         }
+    }
+
+    /// Issue 4: what is done for one deadline does not depend on how many there are.
+    #[test]
+    fn a_deadline_among_a_hundred_thousand_costs_as_many_steps_as_one_alone() {
+        const MANY: u32 = 100_000;
+        let mut wheel = TimerWheel::new();
+        // Two hours and four minutes from moments that lie an hour apart.
+        let at = |index: u32| Instant::from_millis(u64::from(index) * 36 + 7_440_000);
+        (0..MANY).for_each(|index| wheel.set(index, at(index)));
+        assert_eq!(wheel.steps(), u64::from(MANY));
+        for turn in 0..1_000 {
+            let index = turn * 97;
+            wheel.set(index, at(index) + Duration::from_secs(60));
+            wheel.cancel(index);
+            wheel.set(index, at(index));
+        }
+        assert_eq!(wheel.steps(), u64::from(MANY) + 2_000);
+        // Time goes on to the last: each is moved once for each wheel at most.
+        assert_eq!(drain(&mut wheel, at(MANY)).len(), MANY as usize);
+        assert!(wheel.steps() <= u64::from(MANY) * WHEELS as u64 + 2_000, "{}", wheel.steps());
     }
 
     #[test]
