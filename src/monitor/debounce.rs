@@ -7,9 +7,6 @@
 //! for [`QUIET`]; one change comes out then. A network that does not come to rest is looked at all the same, [`BOUND`] after the first
 //! event: new connections are to work two seconds after there is a way for them.
 //!
-//! What is taken away of ztun's own is no such burst, and until it is made again packets may pass the tunnel by: [`OWN_BOUND`] is all that it waits. A program
-//! that takes it away again and again does not have the machine read without a pause: two looks are [`QUIET`] apart.
-//!
 //! A machine that slept does not see what changed meanwhile. A [`SleepWatch`] tells by two clocks that go on while it sleeps: when one of them has
 //! run ahead of the monotonic clock, which stands still, the machine has slept, or is a guest whose host has. Setting the time of day by hand
 //! looks the same, and costs one needless look.
@@ -21,8 +18,6 @@ use crate::time::{Duration, Instant};
 pub const QUIET: Duration = Duration::from_millis(300);
 /// It is told at the latest so long after the first event.
 pub const BOUND: Duration = Duration::from_millis(1_500);
-/// It is told at the latest so long after something of ztun's own was taken away: that may be a table's worth of messages.
-pub const OWN_BOUND: Duration = Duration::from_millis(20);
 /// A clock that has run ahead by more than this was not merely corrected: NTP slews what is less than a second, and rarely steps more than a few.
 pub const ASLEEP: Duration = Duration::from_secs(10);
 
@@ -32,8 +27,6 @@ pub struct Debounce {
     quiet: Duration,
     bound: Duration,
     gathered: Option<Gathered>,
-    /// When the last change was told.
-    told: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +34,6 @@ struct Gathered {
     noticed: Noticed,
     first: Instant,
     last: Instant,
-    /// When something of ztun's own was taken away.
-    own: Option<Instant>,
 }
 
 impl Default for Debounce {
@@ -54,7 +45,7 @@ impl Default for Debounce {
 impl Debounce {
     /// One that tells a change when nothing has happened for `quiet`, and `bound` after the first event at the latest.
     pub fn new(quiet: Duration, bound: Duration) -> Debounce {
-        Debounce { quiet, bound, gathered: None, told: None }
+        Debounce { quiet, bound, gathered: None }
     }
 
     /// Something has happened. Nothing is no event.
@@ -62,22 +53,14 @@ impl Debounce {
         if noticed == Noticed::default() {
             return;
         }
-        let gathered = self.gathered.get_or_insert(Gathered { noticed, first: now, last: now, own: None });
+        let gathered = self.gathered.get_or_insert(Gathered { noticed, first: now, last: now });
         gathered.noticed = gathered.noticed.and(noticed);
         gathered.last = gathered.last.max(now);
-        // Where news were lost there is a burst, and nobody knows whose.
-        if noticed.own && noticed != Noticed::ANYTHING {
-            gathered.own.get_or_insert(now);
-        }
     }
 
     /// When [`Debounce::poll`] will have something, if nothing else happens.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.gathered.map(|Gathered { first, last, own, .. }| {
-            let at = (last + self.quiet).min(first + self.bound);
-            let pause = self.told.map(|told| told + self.quiet);
-            own.map_or(at, |own| at.min((own + OWN_BOUND).max(pause.unwrap_or(own))))
-        })
+        self.gathered.map(|Gathered { first, last, .. }| (last + self.quiet).min(first + self.bound))
     }
 
     /// What has happened, if it is time to tell.
@@ -86,7 +69,6 @@ impl Debounce {
         if self.poll_timeout()? > now {
             return None;
         }
-        self.told = Some(now);
         self.gathered.take().map(|gathered| gathered.noticed)
     }
 }
@@ -161,28 +143,6 @@ mod tests {
     }
 
     #[test]
-    fn what_is_taken_from_ztun_is_hardly_waited_for() {
-        let own = Noticed { own: true, ..Noticed::NOTHING };
-        let mut debounce = Debounce::default();
-        debounce.handle(LINKS, at(0));
-        debounce.handle(own, at(100));
-        debounce.handle(own, at(110));
-        assert_eq!(debounce.poll_timeout(), Some(at(120)));
-        assert!(debounce.poll(at(120)).is_some_and(|noticed| noticed.own && noticed.state));
-        assert_eq!(debounce.poll_timeout(), None);
-        // One who does it again and again is answered now and then.
-        debounce.handle(own, at(125));
-        assert_eq!(debounce.poll_timeout(), Some(at(420)));
-    }
-
-    #[test]
-    fn lost_news_are_a_burst() {
-        let mut debounce = Debounce::default();
-        debounce.handle(Noticed::ANYTHING, at(0));
-        assert_eq!(debounce.poll_timeout(), Some(at(300)));
-    }
-
-    #[test]
     fn nothing_is_no_event() {
         let mut debounce = Debounce::default();
         debounce.handle(Noticed::NOTHING, at(1));
@@ -215,8 +175,7 @@ mod tests {
     }
 
     proptest! {
-        /// Every event is in exactly one change, which comes no later than the bound after it and no earlier than quiet or one of the
-        /// bounds allow.
+        /// Every event is in exactly one change, which comes no later than the bound after it and no earlier than quiet or bound allow.
         #[test]
         fn every_event_is_told_once_and_in_time(
             steps in proptest::collection::vec((0..800_u64, 0..32_u8), 1..60),
@@ -227,16 +186,11 @@ mod tests {
             let mut debounce = Debounce::new(quiet, bound);
             let mut now = Instant::ZERO;
             let mut open: Vec<(Instant, Noticed)> = Vec::new();
-            let mut before: Option<Instant> = None;
-            let mut check = |told: Noticed, open: &mut Vec<(Instant, Noticed)>, at: Instant| {
+            let check = |told: Noticed, open: &mut Vec<(Instant, Noticed)>, at: Instant| {
                 let all = open.iter().fold(Noticed::NOTHING, |all, (_, noticed)| all.and(*noticed));
                 prop_assert_eq!(told, all);
                 let (first, last) = (open[0].0, open[open.len() - 1].0);
-                let own = open.iter().find(|(_, noticed)| noticed.own).map(|(at, _)| *at);
-                let robbed = own.is_some_and(|own| at.since(own) >= OWN_BOUND)
-                    && before.is_none_or(|before| at.since(before) >= quiet);
-                prop_assert!(at.since(first) >= bound || at.since(last) >= quiet || robbed);
-                before = Some(at);
+                prop_assert!(at.since(first) >= bound || at.since(last) >= quiet);
                 open.clear();
                 Ok(())
             };
