@@ -303,7 +303,13 @@ impl Tcb {
             self.ack_now();
         }
         if self.receive.take_fin() {
-            self.ack_now();
+            if self.fin == Fin::None {
+                // FIN counts as an octet does (RFC 9293 3.4), and nobody waits for its acknowledgement: the target's end mostly follows soon
+                // and says it with the same segment.
+                self.schedule_ack(cx);
+            } else {
+                self.ack_now();
+            }
             // With octets on offer the end becomes visible when they were taken.
             outcome.readable |= outcome.offered.is_none();
         } else if segment.flags.fin() {
