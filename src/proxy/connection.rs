@@ -253,10 +253,6 @@ impl Connection {
                 Ok(Progress::Pending) => {}
                 Ok(Progress::Request { request, consumed }) => {
                     opening.early = input.get(consumed..).unwrap_or_default().to_vec();
-                    // A client that sent everything at once still hears the method before the dial is over.
-                    if !self.flush(&mut opening.session) {
-                        return Turn::Close;
-                    }
                     return self.serve(opening, request, shared, now);
                 }
                 Err(failure) => {
@@ -304,7 +300,7 @@ impl Connection {
 
     fn resolve(
         &mut self,
-        opening: Box<Opening>,
+        mut opening: Box<Opening>,
         mut resolving: Box<Resolving>,
         port: u16,
         shared: &mut Shared,
@@ -315,6 +311,7 @@ impl Connection {
         }
         match resolving.advance(self.key, shared, now) {
             Resolved::Pending if now >= self.limit => self.deny(opening, Reply::HostUnreachable, shared, now),
+            Resolved::Pending if !self.flush(&mut opening.session) => Turn::Close,
             Resolved::Pending => Turn::Stay(Stage::Resolving(opening, resolving, port)),
             Resolved::Failed(reply) => self.deny(opening, reply, shared, now),
             Resolved::Found(addresses) => {
@@ -347,6 +344,8 @@ impl Connection {
             return Turn::Close;
         }
         match dialling.advance(self.key, shared, now) {
+            // A client that sent everything at once still hears the method before the dial is over.
+            Dialled::Pending if !self.flush(&mut opening.session) => Turn::Close,
             Dialled::Pending => Turn::Stay(Stage::Dialling(opening, dialling)),
             Dialled::Failed(reply) => self.deny(opening, reply, shared, now),
             Dialled::Connected => {

@@ -220,7 +220,10 @@ fn connect(address: SocketAddr, key: usize, shared: &Shared) -> io::Result<Side>
     if let Err(error) = stream.set_nodelay(true) {
         log::debug!("TCP_NODELAY refused: {error}");
     }
-    Ok(Side::new(stream))
+    let mut side = Side::new(stream);
+    // A target on this machine, or next to it, has answered by now.
+    side.writable = side.stream.peer_addr().is_ok();
+    Ok(side)
 }
 
 /// An even share of the time that is left for this attempt and `others` after it.
