@@ -18,6 +18,7 @@ mod lifecycle;
 mod local_proxy;
 mod names;
 mod network;
+mod pipeline;
 mod policy;
 mod private;
 mod privileges;
