@@ -72,7 +72,7 @@ use wakeup::Wakeup;
 /// Packets taken from the TUN in one turn.
 const TUN_BUDGET: usize = 256;
 /// Octets taken from the TUN in one turn: a bulk upload's super-segments must not keep others waiting.
-const TUN_OCTETS: usize = 512 << 10;
+const TUN_OCTETS: usize = 1 << 20;
 /// Octets given to the TUN in one turn.
 const GIVE_OCTETS: usize = 2 << 20;
 /// Datagrams taken from one UDP socket before another is served.

@@ -9,7 +9,8 @@
 //!
 //! The app is on this machine: what it is offered need not cover the path to the target, whose kernels do that, but only the time until
 //! the loop turns. More would be stored here, twice copied, whenever the reader is slower than the app, and stand between what the
-//! app writes and what leaves. So the window follows what the reader takes ([`Pace`]).
+//! app writes and what leaves. So the window follows what the reader takes ([`Pace`]), with the square root: what a flow gets of a busy device
+//! is in proportion to its window, and were the window in proportion to what it got, who has little would keep little.
 
 use super::ring::{Pool, Ring};
 use crate::time::{Duration, Instant};
@@ -89,26 +90,28 @@ impl Ranges {
 
 /// How long the reader is watched before he is judged: longer than a socket takes from one burst of writes to the next.
 const WATCHED: Duration = Duration::from_millis(50);
-/// Time that the window covers at the reader's rate: many turns of the loop.
-const COVERED: Duration = Duration::from_millis(8);
-/// The smallest window that a slow reader is judged to need: one super-segment.
-const LEAST_WINDOW: u64 = 64 << 10;
-/// A window beyond all windows (RFC 7323 2.3): nobody was judged yet.
-const UNJUDGED: u8 = 30;
+/// Time that the window covers at the reader's rate, many turns of the loop, where that makes it [`BALANCE`]; less at higher rates, more at lower.
+const COVERED: Duration = Duration::from_millis(4);
+/// Octets.
+const BALANCE: u64 = 256 << 10;
+/// The unit of a window, and the smallest that a slow reader is judged to need: one super-segment.
+const UNIT: u64 = 64 << 10;
+/// A window beyond what is allowed: nobody was judged yet.
+const UNJUDGED: u8 = u8::MAX;
 
 /// How fast the reader takes what the app sends.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
-    /// Power of two of the window that suits him.
-    shift: u8,
+    /// The window that suits him, in [`UNIT`]s.
+    units: u8,
     /// Taken since then; the clock starts with the first of it, so that silence is not held against him.
     taken: u32,
     since: Instant,
 }
 
 impl Pace {
-    fn new(shift: u8) -> Pace {
-        Pace { shift, taken: 0, since: Instant::ZERO }
+    fn new(units: u8) -> Pace {
+        Pace { units, taken: 0, since: Instant::ZERO }
     }
 
     fn took(&mut self, octets: usize, now: Instant) {
@@ -118,15 +121,18 @@ impl Pace {
         self.taken = self.taken.saturating_add(u32::try_from(octets).unwrap_or(u32::MAX));
         let watched = now.since(self.since);
         if watched >= WATCHED {
-            let window = u64::from(self.taken) * COVERED.as_micros() as u64 / watched.as_micros() as u64;
-            // Of an integer of 64 bits the logarithm fits.
-            self.shift = window.clamp(LEAST_WINDOW, 1 << UNJUDGED).next_power_of_two().ilog2() as u8;
+            let covered = u64::from(self.taken) * COVERED.as_micros() as u64 / watched.as_micros() as u64;
+            let units = (covered * BALANCE).isqrt().div_ceil(UNIT);
+            self.units = u8::try_from(units).unwrap_or(UNJUDGED).max(1);
             self.taken = 0;
         }
     }
 
     fn window(self) -> usize {
-        1 << self.shift
+        match self.units {
+            UNJUDGED => usize::MAX,
+            units => usize::from(units) * UNIT as usize,
+        }
     }
 }
 
@@ -174,7 +180,7 @@ pub(super) struct RestingReceiver {
     pub(super) octets: u64,
     limit: u32,
     scale: u8,
-    /// [`Pace::shift`].
+    /// [`Pace::units`].
     pace: u8,
 }
 
@@ -209,7 +215,7 @@ impl Receiver {
             octets: *octets,
             limit,
             scale: *scale,
-            pace: pace.shift,
+            pace: pace.units,
         })
     }
 
@@ -493,12 +499,28 @@ mod tests {
         let slow = window_of(&mut receiver, &mut pool, 0, 1_000);
         assert!((60_000..70_000).contains(&slow), "8 Mb/s: {slow}");
         // A minute without anything is not held against anyone.
-        let fast = window_of(&mut receiver, &mut pool, 60_000, 200_000);
-        assert!(fast > 900_000, "1.6 Gb/s: {fast}");
+        let fast = window_of(&mut receiver, &mut pool, 60_000, 1_000_000);
+        assert!(fast > 900_000, "8 Gb/s: {fast}");
         let middling = window_of(&mut receiver, &mut pool, 70_000, 20_000);
-        assert!((200_000..300_000).contains(&middling), "160 Mb/s: {middling}");
+        assert!((130_000..200_000).contains(&middling), "160 Mb/s: {middling}");
         let rested = receiver.rest().unwrap().wake();
         assert_eq!(rested.pace.window(), receiver.pace.window(), "known again after a rest");
+    }
+
+    /// A device that is busy gives each what is in proportion to its window.
+    #[test]
+    fn windows_of_equal_readers_become_equal() {
+        let per_ms = 1_250_000;
+        let mut paces: Vec<Pace> = [1, 2, 4, 16, 255].map(Pace::new).into();
+        for ms in 0..1_000 {
+            let windows: Vec<usize> = paces.iter().map(|pace| pace.window().min(1 << 20)).collect();
+            let all: usize = windows.iter().sum();
+            for (pace, window) in paces.iter_mut().zip(windows) {
+                pace.took(per_ms * window / all, Instant::from_millis(ms));
+            }
+        }
+        let units = || paces.iter().map(|pace| pace.units);
+        assert!(units().max() <= units().min().map(|least| least + 1), "{paces:?}");
     }
 
     #[test]
