@@ -25,8 +25,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 const ZTUN: &str = env!("CARGO_BIN_EXE_ztun");
-/// What a bash that has a trap does until its standard input ends.
-const WAIT: &str = "while :; do read nothing || [ $? -gt 128 ] || exit 99; done";
+/// What a bash that has a trap does until its standard input ends. A signal just before `read` waits for its end, which so must come by itself.
+const WAIT: &str = "while :; do read -t 1 nothing || [ $? -gt 128 ] || exit 99; done";
 /// No run may take longer.
 const PATIENCE: Duration = Duration::from_secs(120);
 const V4: &str = "203.0.113.10";
@@ -682,11 +682,20 @@ fn a_demo_that_is_stopped_leaves_nothing() {
     in_machine(|| {
         let before = machine();
         for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGKILL] {
-            let mut run = Run::start(ZTUN, &["demo"]);
-            while !run.line().contains("ok") {}
-            run.signal(signal);
-            let ended = run.end();
-            assert_ne!(ended.code, Some(0));
+            // One that was at its end before the signal came, on a busy machine, shows nothing.
+            let stopped = (0..10).any(|_| {
+                let mut run = Run::start(ZTUN, &["demo"]);
+                while !run.line().contains("ok") {}
+                run.signal(signal);
+                let ended = run.end();
+                assert!(
+                    ended.code != Some(0) || ended.text().contains("Everything worked"),
+                    "{}",
+                    ended.text()
+                );
+                ended.code != Some(0)
+            });
+            assert!(stopped, "signal {signal} stops no demo");
         }
         assert_unchanged(&before);
     });
