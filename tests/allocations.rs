@@ -5,16 +5,19 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::disallowed_methods, reason = "the proxy of a test runs beside it")]
 
+#[allow(dead_code, reason = "shared with other tests")]
+mod counting;
+
 #[allow(dead_code, reason = "shared with the conformance tests")]
 #[allow(unreachable_pub, reason = "a module of a test has nobody outside")]
 #[path = "tcp_conformance/dsl.rs"]
 mod dsl;
 
+use counting::{allocations, so_far};
 use dsl::{Family, Peer, both, ms};
 use mio::event::Source;
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener};
@@ -27,48 +30,7 @@ use ztun::tun::{Device, Received};
 use ztun::wire::ip::{IpHeader, protocol};
 use ztun::wire::udp;
 
-struct Counting;
-
-thread_local! {
-    static COUNT: Cell<u64> = const { Cell::new(0) };
-}
-
-// SAFETY: every call is handed on to the system's allocator as it came; counting touches a number of the thread's own.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        COUNT.set(COUNT.get() + 1);
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        COUNT.set(COUNT.get() + 1);
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// Allocations of this thread while `act` runs.
-fn allocations(act: impl FnOnce()) -> u64 {
-    let before = COUNT.get();
-    act();
-    COUNT.get() - before
-}
-
 const ROUNDS: usize = 2_000;
-
-#[test]
-fn the_allocator_counts() {
-    assert_eq!(allocations(|| drop(std::hint::black_box(vec![0_u8; 10]))), 1);
-}
 
 /// Takes what the stack sends; the octets of text in it.
 fn taken(peer: &mut Peer) -> usize {
@@ -191,7 +153,7 @@ impl App {
         (self.left, self.missing) = (BURST, BURST);
         if self.bursts == FIRST {
             self.packets = 0;
-            self.counts.set((COUNT.get(), 0));
+            self.counts.set((so_far(), 0));
         }
         self.waker.write_all(&[1]).unwrap();
     }
@@ -204,7 +166,7 @@ impl Device for App {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         if self.bursts == FIRST + COUNTED {
-            self.counts.set((self.counts.get().0, COUNT.get()));
+            self.counts.set((self.counts.get().0, so_far()));
             assert!(self.packets < COUNTED * BURST, "{} packets: some answers come in trains", self.packets);
             return Err(io::ErrorKind::NotFound.into());
         }

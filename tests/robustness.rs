@@ -5,13 +5,15 @@
 
 #![allow(unreachable_pub, reason = "a module of a test has nobody outside")]
 
+#[allow(dead_code, reason = "shared with other tests")]
+mod counting;
+
 #[path = "fuzz/targets/mod.rs"]
 #[allow(dead_code, reason = "shared with the fuzzer")]
 mod targets;
 
+use counting::most_live;
 use proptest::prelude::*;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::net::IpAddr;
 use ztun::config::{EngineConfig, Proxy};
 use ztun::engine::{Command, Engine, Output};
@@ -21,58 +23,6 @@ use ztun::wire::SeqNumber;
 use ztun::wire::ip::{Fragment, IpHeader, protocol};
 use ztun::wire::tcp::{TcpFlags, TcpOptions, TcpSegment};
 use ztun::wire::udp;
-
-thread_local! {
-    /// Octets that this thread has allocated and not freed, and the most there were.
-    static LIVE: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
-}
-
-struct Counting;
-
-fn count(octets: isize) {
-    // A thread that ends may free after its storage is gone; that is nobody's measurement.
-    let _gone = LIVE.try_with(|live| {
-        let (now, most) = live.get();
-        live.set((now + octets, most.max(now + octets)));
-    });
-}
-
-// SAFETY: every call is passed on unchanged to the system's allocator, which keeps the contract; counting neither
-// allocates (const-initialised storage without a destructor) nor unwinds.
-unsafe impl GlobalAlloc for Counting {
-    // SAFETY: the caller keeps the contract of `alloc`, which is the system's.
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the layout is the caller's.
-        unsafe { System.alloc(layout) }
-    }
-
-    // SAFETY: the caller keeps the contract of `dealloc`, which is the system's.
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: pointer and layout are the caller's, and the pointer came from the system's allocator.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    // SAFETY: the caller keeps the contract of `alloc_zeroed`, which is the system's.
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the layout is the caller's.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The most octets that were live at once while `run` ran, beyond those live before.
-fn most_live<T>(run: impl FnOnce() -> T) -> (T, usize) {
-    let (before, _) = LIVE.get();
-    LIVE.set((before, before));
-    let result = run();
-    let (_, most) = LIVE.get();
-    (result, usize::try_from(most - before).unwrap_or(0))
-}
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_000))]

@@ -10,81 +10,34 @@
 #[allow(dead_code, reason = "shared with the benchmarks")]
 mod common;
 
+#[allow(dead_code, reason = "shared with other tests")]
+mod counting;
+
 #[path = "../benches/instructions/harness.rs"]
 #[allow(dead_code, reason = "shared with the benchmarks")]
 mod harness;
 
 use common::{APP, PORT, REMOTE, segment, tcp_packet};
+use counting::{allocations, live};
 use harness::{ISN, World};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use ztun::config::{EngineConfig, Pipeline};
 use ztun::engine::{Output, SocketId};
 use ztun::stack::{Packet, StackConfig, TcpConfig};
 use ztun::time::{Duration, Instant};
 use ztun::wire::ip::{IpHeader, IpPacket, protocol};
-use ztun::wire::tcp::{TcpFlags, TcpOptions, TcpSegment};
+use ztun::wire::tcp::{TcpFlags, TcpSegment};
 use ztun::wire::udp;
 
 /// Flows of each kind.
 const MANY: usize = 100_000;
 
 /// Octets of an idle TCP flow in stack and engine, all tables together: the aim of 400 less what the driver keeps of its socket.
-const TCP_FLOW: usize = 360;
+const TCP_FLOW: isize = 360;
 /// Octets of an idle UDP mapping in the engine, with its two sockets there.
-const UDP_MAPPING: usize = 400;
+const UDP_MAPPING: isize = 400;
 /// What may stay behind when all are gone: a page of each table, queues that have seen a burst, blocks for the next connections.
-const LEFT_BEHIND: usize = 512 << 10;
-
-struct Counting;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-    static OCTETS: Cell<isize> = const { Cell::new(0) };
-}
-
-fn count(octets: isize) {
-    OCTETS.set(OCTETS.get() + octets);
-    ALLOCATIONS.set(ALLOCATIONS.get() + u64::from(octets > 0));
-}
-
-// SAFETY: every call is handed on to the system's allocator as it came; counting touches numbers of the thread's own.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(-(layout.size() as isize));
-        count(size as isize);
-        // SAFETY: the caller's promise is handed on.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// Octets that live in this thread's allocations.
-fn live() -> usize {
-    OCTETS.get().try_into().unwrap()
-}
-
-/// Allocations while `act` runs.
-fn allocations(act: impl FnOnce()) -> u64 {
-    let before = ALLOCATIONS.get();
-    act();
-    ALLOCATIONS.get() - before
-}
+const LEFT_BEHIND: isize = 512 << 10;
 
 fn world() -> World {
     let tcp = TcpConfig { max_flows: MANY, ..TcpConfig::default() };
@@ -126,14 +79,7 @@ impl Flow {
 
 fn syn(number: usize) -> Vec<u8> {
     let (addr, port) = end(number);
-    let mut syn = segment(port, ISN, 0, TcpFlags::SYN, &[]);
-    syn.options = TcpOptions {
-        mss: Some(1_460),
-        window_scale: Some(10),
-        sack_permitted: true,
-        ..TcpOptions::default()
-    };
-    tcp_packet((addr, REMOTE), &syn)
+    harness::syn(addr, port)
 }
 
 /// What the stack sends at `now`: acknowledgement number and octets of text of the last segment.
@@ -209,7 +155,7 @@ fn a_hundred_thousand_idle_connections() {
     assert_eq!(world.engine.tcp_flows(), MANY);
     let now = world.now();
     pass(&mut world, now, Duration::from_secs(2));
-    let each = (live() - empty) / (MANY - 1);
+    let each = (live() - empty) / (MANY - 1) as isize;
     assert!(each <= TCP_FLOW, "{each} octets a flow");
     // An hour: only steps of the wheels.
     let now = now + Duration::from_secs(2);
@@ -249,7 +195,7 @@ fn a_hundred_thousand_idle_connections() {
         world.settle(now);
     }
     assert_eq!((world.engine.tcp_flows(), world.engine.sockets()), (0, 0));
-    let left = live().saturating_sub(empty);
+    let left = live() - empty;
     assert!(left <= LEFT_BEHIND, "{left} octets stay behind");
 }
 
@@ -301,7 +247,7 @@ fn a_hundred_thousand_udp_mappings() {
         open(&mut world, number);
     }
     assert_eq!((world.engine.associations(), world.engine.sockets()), (MANY, 2 * MANY));
-    let each = (live() - empty) / (MANY - 1);
+    let each = (live() - empty) / (MANY - 1) as isize;
     assert!(each <= UDP_MAPPING, "{each} octets a mapping");
 
     // A datagram either way among the many allocates nothing.
@@ -326,6 +272,6 @@ fn a_hundred_thousand_udp_mappings() {
     let now = world.now();
     pass(&mut world, now, Duration::from_secs(301));
     assert_eq!((world.engine.associations(), world.engine.sockets()), (0, 0));
-    let left = live().saturating_sub(empty);
+    let left = live() - empty;
     assert!(left <= LEFT_BEHIND, "{left} octets stay behind");
 }

@@ -121,7 +121,7 @@ fn syn_case() -> Box<dyn FnMut()> {
     let mut port = 1_024;
     Box::new(move || {
         port = next(port);
-        let packet = syn(port);
+        let packet = syn(APP, port);
         let now = world.now();
         let socket = measured::syn(&mut world.engine, &packet, now);
         world.engine.handle_socket_error(socket, SocketError::Refused, now);
@@ -137,7 +137,7 @@ fn connection() -> Box<dyn FnMut()> {
         port = next(port);
         let of = |flags| tcp_packet((APP, REMOTE), &segment(port, ISN + 1, 0, flags, &[]));
         let now = world.now();
-        let (syn, mut ack, reset) = (syn(port), of(TcpFlags::ACK), of(TcpFlags::RST));
+        let (syn, mut ack, reset) = (syn(APP, port), of(TcpFlags::ACK), of(TcpFlags::RST));
         measured::connection(&mut world.engine, &syn, &mut ack, &reset, now);
         assert_eq!(world.engine.tcp_flows(), 0, "it is over");
     })

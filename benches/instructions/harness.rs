@@ -2,6 +2,7 @@
 
 use crate::common::{APP, REMOTE, segment, tcp_packet};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use ztun::config::{EngineConfig, Proxy};
 use ztun::engine::{Command, Engine, Output, SocketId};
 use ztun::stack::{OffloadLevel, Packet, StackConfig};
@@ -129,7 +130,7 @@ impl World {
     /// A connection through the proxy.
     pub(crate) fn connect(&mut self, port: u16) -> Connection {
         let now = self.now();
-        self.give(&syn(port), now);
+        self.give(&syn(APP, port), now);
         let sockets = self.settle(now);
         let [socket] = sockets[..] else { panic!("a SYN dials {sockets:?}") };
         let packets = self.drain(now);
@@ -147,8 +148,8 @@ impl World {
 /// The app's first sequence number.
 pub(crate) const ISN: u32 = 99;
 
-/// A SYN with the options that kernels send.
-pub(crate) fn syn(port: u16) -> Vec<u8> {
+/// A SYN of `app` with the options that kernels send.
+pub(crate) fn syn(app: IpAddr, port: u16) -> Vec<u8> {
     let mut syn = segment(port, ISN, 0, TcpFlags::SYN, &[]);
     syn.options = TcpOptions {
         mss: Some(1_460),
@@ -156,5 +157,5 @@ pub(crate) fn syn(port: u16) -> Vec<u8> {
         sack_permitted: true,
         ..TcpOptions::default()
     };
-    tcp_packet((APP, REMOTE), &syn)
+    tcp_packet((app, REMOTE), &syn)
 }
