@@ -4,6 +4,7 @@ use super::options::{AskOptions, WhereOptions};
 use super::{Error, print};
 use crate::control::client::{AskError, Client};
 use crate::control::protocol::{Flow, Flows, ProxyStatus, RunState, Status};
+use crate::host::RunDir;
 use crate::time::Duration;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -88,25 +89,13 @@ fn found() -> Result<PathBuf, Error> {
     }
 }
 
-#[cfg(target_os = "linux")]
 fn socket_of(tun: &str) -> PathBuf {
-    crate::host::RunDir::standard().control_socket(tun)
+    RunDir::standard().control_socket(tun)
 }
 
 /// All control sockets of this network namespace, in the order of their names.
-#[cfg(target_os = "linux")]
 fn sockets() -> Vec<PathBuf> {
-    crate::host::RunDir::standard().control_sockets()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn socket_of(tun: &str) -> PathBuf {
-    PathBuf::from(format!("/var/run/ztun/{tun}.sock"))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn sockets() -> Vec<PathBuf> {
-    Vec::new()
+    RunDir::standard().control_sockets()
 }
 
 /// Nobody can be asked.

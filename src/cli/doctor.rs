@@ -1,7 +1,7 @@
 //! `ztun doctor`: the options of a run, examined instead of run.
 
 use super::options::DoctorOptions;
-use super::{Error, build, print};
+use super::{Error, build};
 use crate::config::Config;
 
 /// Labels of a name (RFC 1035 2.3.4), octets.
@@ -47,6 +47,7 @@ pub(super) fn run(mut options: DoctorOptions) -> Result<u8, Error> {
 #[cfg(target_os = "linux")]
 fn report(config: &Config, options: &DoctorOptions, early: Vec<Error>) -> Result<u8, Error> {
     use super::options::Ipv6Choice;
+    use super::print;
     use crate::doctor::{self, Check, Report};
     let (host, port) = options.target.clone();
     let target = doctor::Target { host, port };

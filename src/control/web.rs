@@ -12,7 +12,7 @@ use crate::time::{Duration, Instant};
 use crate::tun::Device;
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::SockAddr;
 use std::io;
 use std::net::SocketAddr;
 
@@ -31,16 +31,7 @@ pub fn service<D: Device + 'static>(
     mark: Option<u32>,
     started: Instant,
 ) -> io::Result<Box<dyn Service<D>>> {
-    let socket =
-        Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
-    // A port whose last connections are in TIME-WAIT is free (L5).
-    socket.set_reuse_address(true)?;
-    #[cfg(target_os = "linux")]
-    if let Some(mark) = mark {
-        socket.set_mark(mark)?;
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = mark;
+    let socket = crate::driver::socket::listening(addr, mark)?;
     socket.bind(&SockAddr::from(addr))?;
     socket.listen(BACKLOG)?;
     let listener = TcpListener::from_std(socket.into());

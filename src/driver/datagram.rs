@@ -4,7 +4,7 @@
 use super::incoming::{Inbox, Train};
 use super::outgoing::{self, Datagram};
 use super::queue::Turn;
-use super::{DATAGRAM_BUDGET, Driver, OsSocket, Refused, socket};
+use super::{DATAGRAM_BUDGET, Driver, OsSocket, Refused, errors, socket};
 use crate::engine::{Arrived, Ends, SocketId};
 use crate::stack::datagrams;
 use crate::time::Instant;
@@ -132,7 +132,7 @@ impl<D: Device> Driver<D> {
                     // A socket that has nothing but errors is looked at again when something comes.
                     *readable = budget > 0;
                     self.queue.charge(0);
-                    self.engine.handle_socket_error(id, socket::classify(&error), now);
+                    self.engine.handle_socket_error(id, errors::classify(&error), now);
                     continue;
                 }
             }

@@ -11,14 +11,12 @@
 //! The way there may be cut and the way back not. Then the peer, which sees no acknowledgement of ours, sends again what has long come, and the kernel
 //! takes that for a sign of life. But the peer's pauses double too, so that one of them is long enough for the probes within [`QUESTION`].
 
-use super::socket::BorrowedSocket;
-use super::{Io, Scene};
+use super::{Io, Scene, options};
 use crate::engine::SocketId;
 use crate::time::Duration;
-use socket2::TcpKeepalive;
+use socket2::{SockRef, TcpKeepalive};
 use std::io;
 use std::num::NonZeroU32;
-use std::os::fd::AsRawFd;
 
 /// The pause before a probe.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
@@ -38,7 +36,7 @@ impl<D> Scene<'_, D> {
     pub fn question(&self, socket: SocketId) -> io::Result<()> {
         let Some(stream) = self.stream(socket) else { return Ok(()) };
         let keepalive = TcpKeepalive::new().with_time(PROBE_EVERY).with_interval(PROBE_EVERY);
-        stream.0.set_tcp_keepalive(&keepalive.with_retries(PROBES))
+        stream.set_tcp_keepalive(&keepalive.with_retries(PROBES))
     }
 
     /// Ends the question.
@@ -47,7 +45,7 @@ impl<D> Scene<'_, D> {
     ///
     /// The system's.
     pub fn acquit(&self, socket: SocketId) -> io::Result<()> {
-        self.stream(socket).map_or(Ok(()), |stream| stream.0.set_keepalive(false))
+        self.stream(socket).map_or(Ok(()), |stream| stream.set_keepalive(false))
     }
 
     /// Whether what was sent on a TCP connection is sent again and again in vain.
@@ -56,7 +54,7 @@ impl<D> Scene<'_, D> {
     ///
     /// The system's.
     pub fn is_stuck(&self, socket: SocketId) -> io::Result<bool> {
-        self.stream(socket).map_or(Ok(false), |stream| is_stuck(&stream))
+        self.stream(socket).map_or(Ok(false), |stream| options::is_stuck(&stream, STUCK))
     }
 
     /// Has a connected socket leave by this interface only, or by the one that the routes say.
@@ -67,77 +65,20 @@ impl<D> Scene<'_, D> {
     pub fn pin(&self, socket: SocketId, interface: Option<NonZeroU32>) -> io::Result<()> {
         let Some(os_socket) = self.os_socket(socket) else { return Ok(()) };
         let (borrowed, v6) = match &os_socket.io {
-            Io::Tcp { stream, .. } => (BorrowedSocket::new(stream), stream.local_addr()?.is_ipv6()),
-            Io::Udp(udp) => (BorrowedSocket::new(&udp.socket), udp.socket.local_addr()?.is_ipv6()),
+            Io::Tcp { stream, .. } => (SockRef::from(stream), stream.local_addr()?.is_ipv6()),
+            Io::Udp(udp) => (SockRef::from(&udp.socket), udp.socket.local_addr()?.is_ipv6()),
         };
-        bind_to(&borrowed, interface, v6)
+        options::bind_to(&borrowed, interface, v6)
     }
 
     fn os_socket(&self, id: SocketId) -> Option<&super::OsSocket> {
         self.sockets.get(id)
     }
 
-    fn stream(&self, id: SocketId) -> Option<BorrowedSocket> {
+    fn stream(&self, id: SocketId) -> Option<SockRef<'_>> {
         match &self.os_socket(id)?.io {
-            Io::Tcp { stream, .. } => Some(BorrowedSocket::new(stream)),
+            Io::Tcp { stream, .. } => Some(SockRef::from(stream)),
             Io::Udp(_) => None,
         }
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn bind_to(socket: &BorrowedSocket, interface: Option<NonZeroU32>, v6: bool) -> io::Result<()> {
-    match v6 {
-        true => socket.0.bind_device_by_index_v6(interface),
-        false => socket.0.bind_device_by_index_v4(interface),
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn bind_to(_: &BorrowedSocket, _: Option<NonZeroU32>, _: bool) -> io::Result<()> {
-    Ok(())
-}
-
-/// Asks for TCP_INFO.
-#[cfg(target_os = "linux")]
-fn is_stuck(socket: &BorrowedSocket) -> io::Result<bool> {
-    // SAFETY: the struct is plain numbers, for which zeros are a value.
-    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
-    // The struct has a few hundred octets.
-    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
-    // SAFETY: both pointers are to live, writable values of the types that the call expects, and the length is that of the struct.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.0.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut info).cast(),
-            &raw mut length,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(info.tcpi_unacked > 0 && info.tcpi_retransmits >= STUCK)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn is_stuck(_: &BorrowedSocket) -> io::Result<bool> {
-    Ok(false)
-}
-
-#[cfg(all(test, target_os = "linux"))]
-mod tests {
-    use super::*;
-    use std::io::Write;
-    use std::net::{TcpListener, TcpStream};
-
-    /// Its opposite is seen in `tests/netns/network.rs`.
-    #[test]
-    fn a_connection_that_is_acknowledged_is_not_stuck() {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let mut stream = TcpStream::connect(listener.local_addr().expect("address")).expect("connect");
-        stream.write_all(b"x").expect("write");
-        assert!(!is_stuck(&BorrowedSocket::new(&stream)).expect("TCP_INFO"));
     }
 }

@@ -1,7 +1,14 @@
-//! The number of descriptors that the process may hold.
+//! The number of descriptors that the process may hold; and randomness, which the system has without limit.
 
-use std::io;
-use std::os::fd::RawFd;
+#[cfg_attr(unix, path = "limits_unix.rs")]
+#[cfg_attr(windows, path = "limits_windows.rs")]
+mod system;
+
+pub(super) use system::number;
+pub use system::{open_files, raise_open_files, seed};
+
+/// The number of a descriptor.
+pub type Number = i32;
 
 /// A turn of the session's services opens no more than this at once, by far.
 const MOST_RESERVED: u64 = 32;
@@ -15,65 +22,11 @@ pub fn needed(max_tcp: usize, max_udp: usize) -> u64 {
     as_u64(max_tcp).saturating_add(as_u64(max_udp).saturating_mul(2)).saturating_add(OTHERS)
 }
 
-/// The limit on open files that holds.
-pub fn open_files() -> io::Result<u64> {
-    limit().map(|limit| limit.rlim_cur)
-}
-
-/// Raises the soft limit of open files to the hard one, and the hard one to what is `wanted` where the system lets it (CAP_SYS_RESOURCE, and no
-/// higher than `fs.nr_open`); gives the limit that holds then.
-pub fn raise_open_files(wanted: u64) -> io::Result<u64> {
-    let limit = limit()?;
-    let higher = wanted.min(most_open_files());
-    if higher > limit.rlim_max && set_limit(higher, higher).is_ok() {
-        return Ok(higher);
-    }
-    if limit.rlim_cur < limit.rlim_max {
-        set_limit(limit.rlim_max, limit.rlim_max)?;
-    }
-    Ok(limit.rlim_max)
-}
-
-/// The highest limit that the kernel accepts of anybody; what it starts with where it does not tell.
-fn most_open_files() -> u64 {
-    const USUAL: u64 = 1 << 20;
-    std::fs::read_to_string("/proc/sys/fs/nr_open")
-        .ok()
-        .and_then(|number| number.trim().parse().ok())
-        .unwrap_or(USUAL)
-}
-
-fn limit() -> io::Result<libc::rlimit> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the pointer is to a live, writable struct of the type that the call expects.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(limit)
-}
-
-fn set_limit(soft: u64, hard: u64) -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
-    // SAFETY: the pointer is to a live, initialised struct of the type that the call expects.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
 /// The descriptors that flows may have under a limit of `open_files`: those below this number. The rest, an eighth of a small limit, is for what has to be done
 /// whatever the number of flows: to read the machine's network and follow it, to make a lost device anew, to answer on the control socket.
-pub fn for_flows(open_files: u64) -> RawFd {
+pub fn for_flows(open_files: u64) -> Number {
     let reserve = (open_files / 8).min(MOST_RESERVED);
-    RawFd::try_from(open_files - reserve).unwrap_or(RawFd::MAX)
-}
-
-/// 16 octets of randomness from the operating system: the seed of everything random in the core.
-pub fn seed() -> io::Result<[u8; crate::rng::SEED_LEN]> {
-    use std::io::Read;
-    let mut seed = [0; crate::rng::SEED_LEN];
-    std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;
-    Ok(seed)
+    Number::try_from(open_files - reserve).unwrap_or(Number::MAX)
 }
 
 #[cfg(test)]
@@ -84,7 +37,7 @@ mod tests {
     fn flows_leave_some_descriptors_to_the_rest() {
         assert_eq!(for_flows(100), 88);
         assert_eq!(for_flows(1_048_576), 1_048_544);
-        assert_eq!((for_flows(0), for_flows(u64::MAX)), (0, RawFd::MAX));
+        assert_eq!((for_flows(0), for_flows(u64::MAX)), (0, Number::MAX));
     }
 
     #[test]

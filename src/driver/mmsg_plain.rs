@@ -1,9 +1,8 @@
 //! Systems that send and receive one datagram with each system call.
 
 use super::outgoing::Message;
-use super::socket::BorrowedSocket;
 use mio::net::UdpSocket;
-use socket2::SockAddr;
+use socket2::{SockAddr, SockRef};
 use std::io;
 use std::net::SocketAddr;
 
@@ -27,10 +26,10 @@ pub(super) fn send(socket: &UdpSocket, messages: &[Message<'_>]) -> io::Result<u
     if message.segment_size > 0 {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    let borrowed = BorrowedSocket::new(socket);
+    let borrowed = SockRef::from(socket);
     match message.to {
-        Some(to) => borrowed.0.send_to_vectored(message.slices, &SockAddr::from(to))?,
-        None => borrowed.0.send_vectored(message.slices)?,
+        Some(to) => borrowed.send_to_vectored(message.slices, &SockAddr::from(to))?,
+        None => borrowed.send_vectored(message.slices)?,
     };
     Ok(1)
 }

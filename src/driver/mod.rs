@@ -24,12 +24,17 @@
 mod backlog;
 pub mod clock;
 mod datagram;
+#[cfg_attr(windows, path = "errors_windows.rs")]
+mod errors;
 mod health;
 mod incoming;
 pub mod limits;
 mod memory;
 #[cfg_attr(not(target_os = "linux"), path = "mmsg_plain.rs")]
 mod mmsg;
+#[cfg_attr(target_os = "macos", path = "options_macos.rs")]
+#[cfg_attr(not(any(target_os = "linux", target_os = "macos")), path = "options_plain.rs")]
+mod options;
 mod outgoing;
 pub mod peer;
 mod queue;
@@ -41,13 +46,16 @@ mod stop;
 mod stream;
 pub mod terminal;
 mod wakeup;
+#[cfg_attr(not(target_os = "linux"), path = "watch_plain.rs")]
+mod watch;
 
 pub use clock::Clock;
 pub use health::QUESTION;
 pub use service::{Scene, Service, SocketView, Tokens};
-pub use signals::{Signals, Waiter, Woken};
+pub use signals::{Signals, Waiter, Waker, Woken};
 pub use socket::EgressBinding;
 pub use stop::{Closed, DRAIN_PATIENCE, STOP_PATIENCE};
+pub use watch::Watch;
 
 use crate::engine::{Command, Engine, Output, SocketId};
 use crate::outbound::rule::Proto;
@@ -57,7 +65,6 @@ use crate::tun::Device;
 use backlog::Backlog;
 use incoming::Inbox;
 use mio::net::TcpStream;
-use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use outgoing::{Outgoing, Udp};
 use queue::Queue;
@@ -65,7 +72,6 @@ use sockets::{OsSocket, OsSockets};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
 use stop::Stopping;
 use wakeup::Wakeup;
 
@@ -113,8 +119,8 @@ pub struct Parts<D> {
     pub binding: EgressBinding,
     /// Who tells a flow of the local proxy.
     pub owner: Option<Box<dyn Owner>>,
-    /// A process (pidfd) with whose end the loop ends; signals are passed on to it.
-    pub watch: Option<OwnedFd>,
+    /// A process with whose end the loop ends; signals are passed on to it.
+    pub watch: Option<Watch>,
     /// What else the loop drives.
     pub services: Vec<Box<dyn Service<D>>>,
 }
@@ -138,7 +144,7 @@ pub struct Driver<D> {
     engine: Engine,
     binding: EgressBinding,
     owner: Option<Box<dyn Owner>>,
-    watch: Option<OwnedFd>,
+    watch: Option<Watch>,
     clock: Clock,
     poll: Poll,
     signals: Signals,
@@ -192,7 +198,7 @@ impl<D: Device> Driver<D> {
         registry.register(&mut device, TUN, Interest::READABLE | Interest::WRITABLE)?;
         registry.register(signals.source(), SIGNALS, Interest::READABLE)?;
         if let Some(watch) = &watch {
-            registry.register(&mut SourceFd(&watch.as_raw_fd()), WATCH, Interest::READABLE)?;
+            watch.register(registry, WATCH)?;
         }
         let mut driver = Driver {
             device: Some(device),
@@ -353,7 +359,7 @@ impl<D: Device> Driver<D> {
                 let taken = *written.as_ref().unwrap_or(&0);
                 self.engine.stream_written(flow, payload, taken, now);
                 if let Err(error) = written {
-                    self.engine.handle_write_error(socket, socket::classify(&error), now);
+                    self.engine.handle_write_error(socket, errors::classify(&error), now);
                 }
             }
             Output::Datagram { socket, to, header, payload, segment_size } => {
@@ -447,7 +453,7 @@ impl<D: Device> Driver<D> {
     }
 
     fn open_failed(&mut self, id: SocketId, error: &io::Error, now: Instant) {
-        let class = socket::classify(error);
+        let class = errors::classify(error);
         let exhausted = class == crate::engine::SocketError::Exhausted;
         let due = self.exhausted_said.is_none_or(|said| now.since(said) >= EXHAUSTED_SAID_EVERY);
         if exhausted && due {
@@ -463,11 +469,8 @@ impl<D: Device> Driver<D> {
 
     fn adopt(&mut self, id: SocketId, mut io: Io, now: Instant) {
         let token = Token(id.to_bits() as usize);
-        let interest = Interest::READABLE | Interest::WRITABLE;
-        #[cfg(target_os = "linux")]
-        let interest = interest | Interest::PRIORITY;
         let registered = match &mut io {
-            Io::Tcp { stream, .. } => self.poll.registry().register(stream, token, interest),
+            Io::Tcp { stream, .. } => self.poll.registry().register(stream, token, options::STREAM),
             Io::Udp(udp) => self.poll.registry().register(&mut udp.socket, token, Interest::READABLE),
         };
         if let Err(error) = registered {

@@ -10,7 +10,7 @@
 //! A kernel, or a way out, that does not cut is told apart by the error of the send, which has sent nothing: from then on the socket does
 //! without, or without for that size, and the same datagrams leave one by one.
 
-use super::mmsg;
+use super::{errors, mmsg};
 use crate::engine::SocketId;
 use mio::net::UdpSocket;
 use std::io::{self, ErrorKind, IoSlice};
@@ -60,7 +60,7 @@ impl Udp {
 
     /// The kernel has refused to cut a message into datagrams of `size` octets.
     fn refused(&mut self, size: u16, error: &io::Error) {
-        let of_size = matches!(error.raw_os_error(), Some(libc::EMSGSIZE | libc::EINVAL)) && size > FITS;
+        let of_size = errors::is_of_the_size(error) && size > FITS;
         self.cuts = if of_size { size - 1 } else { 0 };
         log::debug!("datagrams of {size} octets are not cut from one message: {error}");
     }
@@ -135,11 +135,11 @@ pub(super) fn send(udp: &mut Udp, mut datagrams: &[Datagram<'_>]) {
         let kind = error.kind();
         if kind == ErrorKind::WouldBlock {
             return log::debug!("{} datagrams lost: {error}", datagrams.len());
-        } else if is_of_the_way(&error) && !tried {
+        } else if errors::is_of_the_way(&error) && !tried {
             tried = true;
         } else if kind == ErrorKind::Interrupted {
             continue;
-        } else if messages[0].segment_size > 0 && !is_of_the_way(&error) {
+        } else if messages[0].segment_size > 0 && !errors::is_of_the_way(&error) {
             udp.refused(messages[0].segment_size, &error);
         } else {
             log::debug!("{} datagrams lost: {error}", counts[0]);
@@ -147,28 +147,6 @@ pub(super) fn send(udp: &mut Udp, mut datagrams: &[Datagram<'_>]) {
             tried = false;
         }
     }
-}
-
-/// Whether an error is that of any datagram to that receiver.
-fn is_of_the_way(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(
-            libc::ECONNREFUSED
-                | libc::ENETUNREACH
-                | libc::EHOSTUNREACH
-                | libc::ENETDOWN
-                | libc::EHOSTDOWN
-                | libc::EADDRNOTAVAIL
-                | libc::ENODEV
-                | libc::ENONET
-                | libc::ENOPROTOOPT
-                | libc::EPERM
-                | libc::EACCES
-                | libc::ENOBUFS
-                | libc::ENOMEM
-        )
-    )
 }
 
 /// Writes the pieces of `datagrams` as far as there is room; of how many.

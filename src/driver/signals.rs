@@ -3,7 +3,7 @@
 use crate::time::Duration;
 use mio::net::UnixStream;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// The read end of the pipe that SIGINT, SIGTERM and SIGHUP are written to.
@@ -51,9 +51,9 @@ impl Signals {
         Ok(())
     }
 
-    /// An end of the pipe: an octet that is written to it counts as a signal.
-    pub fn waker(&self) -> io::Result<std::os::unix::net::UnixStream> {
-        self.write.try_clone()
+    /// Who calls it counts as a signal.
+    pub fn waker(&self) -> io::Result<Waker> {
+        self.write.try_clone().map(Waker)
     }
 
     /// For whoever waits where there is no loop yet.
@@ -81,6 +81,17 @@ impl Signals {
     }
 }
 
+/// An end of the pipe.
+#[derive(Debug)]
+pub struct Waker(std::os::unix::net::UnixStream);
+
+impl Waker {
+    /// One signal more. A pipe that is full has woken whoever waits already.
+    pub fn wake(&self) -> io::Result<()> {
+        (&self.0).write(&[0]).map(drop)
+    }
+}
+
 /// Sees signals without taking them.
 #[derive(Debug)]
 pub struct Waiter(OwnedFd);
@@ -97,9 +108,10 @@ pub enum Woken {
 }
 
 impl Waiter {
-    /// Waits for octets from `stream`, or for its end.
-    pub fn on(stream: std::os::unix::net::UnixStream) -> Waiter {
-        Waiter(stream.into())
+    /// Waits for `Waker`, or for its end.
+    pub fn pair() -> io::Result<(Waker, Waiter)> {
+        let (wake, wait) = std::os::unix::net::UnixStream::pair()?;
+        Ok((Waker(wake), Waiter(wait.into())))
     }
 
     /// Waits until there is a signal, or `limit` has passed: whether there is one.

@@ -13,9 +13,6 @@
 use super::{Driver, Exit};
 use crate::time::{Duration, Instant};
 use crate::tun::Device;
-use mio::unix::SourceFd;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 
 /// How long flows may take to finish after they were sent FIN, before they are reset.
 const FIN_GRACE: Duration = Duration::from_millis(250);
@@ -104,7 +101,7 @@ impl<D: Device> Driver<D> {
         match &self.watch {
             Some(watch) => {
                 log::info!("asked to stop: passing it on to the command");
-                terminate(watch);
+                watch.terminate();
                 // The loop goes on until the command has ended; a second signal does not wait for it.
                 self.stopping = Some(Stopping::Asked);
             }
@@ -123,7 +120,7 @@ impl<D: Device> Driver<D> {
     /// The watched process has ended.
     pub(super) fn drain(&mut self, now: Instant) {
         if let Some(watch) = self.watch.take()
-            && let Err(error) = self.poll.registry().deregister(&mut SourceFd(&watch.as_raw_fd()))
+            && let Err(error) = watch.deregister(self.poll.registry())
         {
             log::debug!("deregister: {error}");
         }
@@ -205,26 +202,4 @@ impl<D: Device> Driver<D> {
         }
         None
     }
-}
-
-/// SIGTERM to a process by its pidfd.
-fn terminate(pidfd: &OwnedFd) {
-    #[cfg(target_os = "linux")]
-    {
-        // SAFETY: plain system call on a descriptor that is open; no pointer is passed but the null siginfo that the call allows.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                pidfd.as_raw_fd(),
-                libc::SIGTERM,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            )
-        };
-        if result != 0 {
-            log::debug!("pidfd_send_signal: {}", io::Error::last_os_error());
-        }
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = pidfd;
 }

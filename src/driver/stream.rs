@@ -7,7 +7,7 @@
 
 use super::queue::Turn;
 use super::wakeup::{self, Advice};
-use super::{Driver, Io, OsSocket, backlog, socket};
+use super::{Driver, Io, OsSocket, backlog, errors, options};
 use crate::engine::SocketId;
 use crate::time::Instant;
 use crate::tun::Device;
@@ -72,7 +72,7 @@ impl<D: Device> Driver<D> {
                     return false;
                 }
                 Err(error) => {
-                    self.engine.handle_socket_error(id, socket::classify(&error), now);
+                    self.engine.handle_socket_error(id, errors::classify(&error), now);
                     return false;
                 }
             }
@@ -131,7 +131,7 @@ impl<D: Device> Driver<D> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     socket.readable = false;
-                    return self.engine.handle_socket_error(id, socket::classify(&error), now);
+                    return self.engine.handle_socket_error(id, errors::classify(&error), now);
                 }
             }
         }
@@ -179,7 +179,7 @@ impl<D: Device> Driver<D> {
             Advice::Each => 1,
         };
         if let Some(OsSocket { io: Io::Tcp { stream, .. }, .. }) = self.os_socket(id)
-            && let Err(error) = socket::wake_at(stream, octets)
+            && let Err(error) = options::wake_at(stream, octets)
         {
             log::debug!("SO_RCVLOWAT: {error}");
         }
@@ -219,7 +219,7 @@ impl<D: Device> Driver<D> {
             let waiting = first.len() + second.len();
             if !core::mem::replace(&mut waited, true)
                 && let Some(slow) = socket.backlog.waited(now)
-                && let Err(error) = socket::keep_ahead(stream, if slow { backlog::LITTLE } else { 0 })
+                && let Err(error) = options::keep_ahead(stream, if slow { backlog::LITTLE } else { 0 })
             {
                 log::debug!("TCP_NOTSENT_LOWAT: {error}");
             }
@@ -240,7 +240,7 @@ impl<D: Device> Driver<D> {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => {
                     socket.writable = false;
-                    return self.engine.handle_write_error(id, socket::classify(&error), now);
+                    return self.engine.handle_write_error(id, errors::classify(&error), now);
                 }
             }
         }

@@ -249,7 +249,7 @@ impl Change {
     }
 
     /// Whether this is a rule, or a route that belongs to no device: what decides where packets go while the device is gone.
-    pub(super) fn outlives_device(&self) -> bool {
+    pub fn outlives_device(&self) -> bool {
         matches!(
             self,
             Change::UnreachableAdd(_)
@@ -260,7 +260,7 @@ impl Change {
     }
 
     /// Whether a run goes on, with a warning, where the kernel refuses this.
-    pub(super) fn is_optional(&self) -> bool {
+    pub fn is_optional(&self) -> bool {
         match self {
             // Since Linux 4.17.
             Change::RuleAdd(rule) => matches!(rule.selector, Selector::Port(..) | Selector::Services(_)),

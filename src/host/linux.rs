@@ -11,7 +11,7 @@ use super::change::{
 };
 use super::netlink::Netlink;
 use super::plan::{FIRST_PREFERENCE, Have, Ipv6, LAST_PREFERENCE};
-use super::run::Outcome;
+use super::report::Outcome;
 use super::standin;
 use crate::config::Cidr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};

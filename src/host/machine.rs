@@ -4,7 +4,8 @@ use super::change::{Change, Filter};
 use super::dns::{self, Places, Situation};
 use super::linux;
 use super::nft::Nft;
-use super::run::{Host, Outcome, Snapshot};
+use super::report::Outcome;
+use super::run::{Host, Snapshot};
 use crate::netlink::Netlink;
 use std::io;
 

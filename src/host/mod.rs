@@ -38,11 +38,10 @@ pub mod observe;
 pub mod owner;
 #[cfg(target_os = "linux")]
 pub mod privilege;
-#[cfg(target_os = "linux")]
+#[cfg_attr(not(target_os = "linux"), path = "process_plain.rs")]
 pub mod process;
 #[cfg(target_os = "linux")]
 mod remedy;
-#[cfg(target_os = "linux")]
 mod report;
 #[cfg(target_os = "linux")]
 mod run;
@@ -60,10 +59,7 @@ pub use linux::{find as find_interface, index_of as interface_index};
 pub use lock::{Holder, RunDir};
 #[cfg(target_os = "linux")]
 pub use owner::LocalProxy;
-#[cfg(target_os = "linux")]
-pub use report::{Report, Step};
-#[cfg(target_os = "linux")]
-pub use run::{Outcome, Refreshed};
+pub use report::{Outcome, Refreshed, Report, Step};
 #[cfg(target_os = "linux")]
 pub use session::{
     Applied, dry_run, holder, left_behind, name_servers, restore, restore_in, restore_own, up, up_in,
@@ -75,8 +71,8 @@ pub use standin::stand_in_name;
 mod unsupported;
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::{
-    Applied, Holder, LocalProxy, Refreshed, Report, dry_run, find_interface, holder, interface_index,
-    left_behind, reset_existing, restore, restore_own, stays_outside, up,
+    Applied, Holder, LocalProxy, RunDir, dry_run, find_interface, holder, interface_index, left_behind,
+    name_servers, reset_existing, restore, restore_own, stand_in_name, stays_outside, up,
 };
 
 #[cfg(target_os = "linux")]

@@ -1,9 +1,17 @@
-//! What undoing came to: for the log, for programs, and for people.
+//! What changing and undoing came to: for the log, for programs, and for people.
 
 use super::change::Change;
-use super::run::Outcome;
 use core::fmt;
 use std::io;
+
+/// What a change came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// It was made.
+    Done,
+    /// There was nothing to do.
+    Already,
+}
 
 /// One undo and what came of it.
 #[derive(Debug)]
@@ -58,23 +66,23 @@ impl Report {
         let (undone, failed) = (self.undone(), self.failed() + self.problems.len());
         format!("cleanup done ok={undone} skipped={skipped} err={failed}")
     }
+}
 
-    /// Whether `undo` was tried and failed.
-    pub(super) fn has_failed(&self, undo: &Change) -> bool {
-        self.steps.iter().any(|step| step.change == *undo && step.result.is_err())
-    }
+/// What a refresh found to do.
+#[derive(Debug, Default)]
+pub struct Refreshed {
+    /// Whether the device is another one of the same name.
+    pub renewed: bool,
+    /// Changes that were made: wanted anew, or lost.
+    pub made: Vec<Change>,
+    /// Undos of what is not wanted any more.
+    pub undone: Vec<Step>,
+}
 
-    pub(super) fn log(&self) {
-        for step in &self.steps {
-            if step.result.is_ok() {
-                log::debug!("{step}");
-            } else {
-                log::error!("{step}");
-            }
-        }
-        for problem in &self.problems {
-            log::error!("cleanup: {problem}");
-        }
+impl Refreshed {
+    /// Whether everything was as it should be.
+    pub fn is_unchanged(&self) -> bool {
+        !self.renewed && self.made.is_empty() && self.undone.is_empty()
     }
 }
 

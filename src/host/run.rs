@@ -22,17 +22,8 @@ use super::change::{Change, Hook};
 use super::dns::Situation;
 use super::plan::{Have, Ipv6, Want, plan};
 use super::remedy;
-use super::report::{Report, Step};
+use super::report::{Outcome, Refreshed, Report, Step};
 use std::io;
-
-/// What a change came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// It was made.
-    Done,
-    /// There was nothing to do.
-    Already,
-}
 
 /// The machine and one device, at one time.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -85,24 +76,6 @@ pub(super) trait Journal {
     fn clear(&mut self) -> io::Result<()>;
 }
 
-/// What [`Run::refresh`] found to do.
-#[derive(Debug, Default)]
-pub struct Refreshed {
-    /// Whether the device is another one of the same name.
-    pub renewed: bool,
-    /// Changes that were made: wanted anew, or lost.
-    pub made: Vec<Change>,
-    /// Undos of what is not wanted any more.
-    pub undone: Vec<Step>,
-}
-
-impl Refreshed {
-    /// Whether everything was as it should be.
-    pub fn is_unchanged(&self) -> bool {
-        !self.renewed && self.made.is_empty() && self.undone.is_empty()
-    }
-}
-
 /// The changes of a run.
 #[derive(Debug)]
 pub(super) struct Run<H, J> {
@@ -123,6 +96,26 @@ pub(super) struct Run<H, J> {
     dirty: bool,
     /// Whether the machine's rules and tables are this run's to search.
     routed: bool,
+}
+
+impl Report {
+    /// Whether `undo` was tried and failed.
+    fn has_failed(&self, undo: &Change) -> bool {
+        self.steps.iter().any(|step| step.change == *undo && step.result.is_err())
+    }
+
+    fn log(&self) {
+        for step in &self.steps {
+            if step.result.is_ok() {
+                log::debug!("{step}");
+            } else {
+                log::error!("{step}");
+            }
+        }
+        for problem in &self.problems {
+            log::error!("cleanup: {problem}");
+        }
+    }
 }
 
 impl<H: Host, J: Journal> Run<H, J> {

@@ -1,20 +1,19 @@
 //! Systems whose routes are not managed yet: type-checks, changes nothing.
 
-use super::HostError;
 use super::change::Change;
 use super::dns::Check;
+use super::{HostError, Refreshed, Report};
 use crate::config::HostPlanConfig;
 use crate::outbound::rule::Proto;
-use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 use std::io;
+use std::path::PathBuf;
+
+/// What there is on a system whose routes and device nobody manages.
+const REMEDY: &str = "this version routes Linux only; here `ztun proxy` and what needs no device works";
 
 fn unsupported<T>(what: &str) -> Result<T, HostError> {
-    Err(HostError {
-        what: what.into(),
-        source: io::ErrorKind::Unsupported.into(),
-        remedy: "routes are managed on Linux only; set them yourself and use --no-route".into(),
-    })
+    Err(HostError { what: what.into(), source: io::ErrorKind::Unsupported.into(), remedy: REMEDY.into() })
 }
 
 /// What a run changed, which is nothing.
@@ -53,18 +52,12 @@ impl Applied {
     }
 
     /// Other proxies.
-    pub fn set_proxies(&mut self, _proxies: &[IpAddr], _local_proxy: Option<&LocalProxy>) {
+    pub fn follow_proxies(&mut self, _proxies: &[IpAddr]) {
         match *self {}
     }
-}
 
-/// What a refresh found to do, which is nothing.
-#[derive(Debug)]
-pub enum Refreshed {}
-
-impl Refreshed {
-    /// Whether everything was as it should be.
-    pub fn is_unchanged(&self) -> bool {
+    /// Other proxies.
+    pub fn set_proxies(&mut self, _proxies: &[IpAddr], _local_proxy: Option<&LocalProxy>) {
         match *self {}
     }
 }
@@ -85,51 +78,61 @@ impl Holder {
     }
 }
 
+/// Where the control sockets of runs are looked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RunDir(PathBuf);
+
+impl RunDir {
+    /// The directory of this machine: what the environment variable `ZTUN_RUN_DIR` says, else `/var/run/ztun`.
+    pub fn standard() -> RunDir {
+        let path = std::env::var_os("ZTUN_RUN_DIR").filter(|value| !value.is_empty());
+        RunDir(path.unwrap_or("/var/run/ztun".into()).into())
+    }
+
+    /// The control socket of the run on `device`.
+    pub fn control_socket(&self, device: &str) -> PathBuf {
+        self.0.join(format!("{device}.sock"))
+    }
+
+    /// There are none.
+    pub fn control_sockets(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
 /// Nobody has the device.
 pub fn holder(_device: &str) -> Option<Holder> {
     None
 }
 
-/// What was undone, which is nothing.
-#[derive(Debug, Default)]
-pub struct Report;
-
-impl Report {
-    /// Whether nothing failed.
-    pub fn is_ok(&self) -> bool {
-        true
-    }
-
-    /// What it came to.
-    pub fn summary(&self) -> String {
-        self.to_string()
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("nothing to undo")
-    }
-}
-
 /// The owner of a proxy's listening socket, which cannot be found here.
 #[derive(Debug)]
-pub enum LocalProxy {}
+pub struct LocalProxy(());
 
 impl LocalProxy {
     /// Nobody is.
     pub fn is_running(&self) -> bool {
-        match *self {}
+        false
     }
 
     /// Nobody has one.
     pub fn exclusive_uid(&self) -> Option<u32> {
-        match *self {}
+        None
     }
 
     /// Nobody owns anything.
     pub fn owns(&mut self, _proto: Proto, _local: SocketAddr, _remote: SocketAddr) -> bool {
-        match *self {}
+        false
+    }
+
+    /// Nobody listens.
+    pub fn listen(&self) -> SocketAddr {
+        SocketAddr::from(([0, 0, 0, 0], 0))
+    }
+
+    /// Nobody is.
+    pub fn pids(&self) -> impl Iterator<Item = u32> {
+        core::iter::empty()
     }
 
     /// Finds nobody.

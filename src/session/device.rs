@@ -170,9 +170,7 @@ impl Backend for Machine {
         failed
     }
 
-    fn close(&mut self, device: Tun) {
-        drop(device);
-    }
+    fn close(&mut self, _dropped: Tun) {}
 
     fn left(&mut self) -> Vec<String> {
         let mut left = Vec::new();

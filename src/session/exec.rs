@@ -117,7 +117,7 @@ pub(crate) fn in_namespace(
         engine,
         binding: EgressBinding::default(),
         owner: None,
-        watch: Some(watch),
+        watch: Some(watch.into()),
         services,
     };
     let mut driver = build(parts, signals, clock)?;

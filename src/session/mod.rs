@@ -23,6 +23,7 @@ pub mod exec;
 mod keeper;
 mod names;
 mod network;
+#[cfg_attr(not(target_os = "linux"), path = "notify_plain.rs")]
 mod notify;
 mod outside;
 mod probe;
@@ -81,22 +82,22 @@ pub fn run(config: &Config) -> Result<Ended, RunError> {
 }
 
 /// Gives up what the run of `config` will not use of what this process may do. Done without where it cannot be done: that makes no run worse.
+#[cfg(target_os = "linux")]
 fn confine(config: &Config) {
-    #[cfg(target_os = "linux")]
-    {
-        use crate::host::privilege;
-        if !privilege::has_one_thread() {
-            // The other threads would keep what this one gives up.
-            return log::debug!("privileges are kept: this process has threads of its own");
-        }
-        match privilege::confine(privilege::needed(&config.host, config.metrics)) {
-            Ok(kept) => log::debug!("privileges kept: {kept}"),
-            Err(error) => log::warn!("cannot give up privileges that are not needed: {error}"),
-        }
+    use crate::host::privilege;
+    if !privilege::has_one_thread() {
+        // The other threads would keep what this one gives up.
+        return log::debug!("privileges are kept: this process has threads of its own");
     }
-    #[cfg(not(target_os = "linux"))]
-    let _ = config;
+    match privilege::confine(privilege::needed(&config.host, config.metrics)) {
+        Ok(kept) => log::debug!("privileges kept: {kept}"),
+        Err(error) => log::warn!("cannot give up privileges that are not needed: {error}"),
+    }
 }
+
+/// Privileges cannot be given up one by one here.
+#[cfg(not(target_os = "linux"))]
+fn confine(_: &Config) {}
 
 /// What [`run`] would change on the machine, and the undo of each change; nothing is changed and no privilege is needed.
 pub fn dry_run(config: &Config) -> Result<String, RunError> {

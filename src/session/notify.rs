@@ -9,6 +9,8 @@ use mio::Registry;
 use mio::event::Event;
 use std::ffi::OsString;
 use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
 
 /// How often the status is told.
@@ -115,15 +117,10 @@ impl<D> Service<D> for Heartbeat {
 fn send(path: &std::ffi::OsStr, state: &str) -> io::Result<()> {
     let socket = UnixDatagram::unbound()?;
     socket.set_nonblocking(true)?;
-    #[cfg(target_os = "linux")]
-    {
-        use std::os::linux::net::SocketAddrExt;
-        use std::os::unix::ffi::OsStrExt;
-        // A leading @ stands for the NUL of an abstract name.
-        if let Some(name) = path.as_bytes().strip_prefix(b"@") {
-            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-            return socket.send_to_addr(state.as_bytes(), &address).map(drop);
-        }
+    // A leading @ stands for the NUL of an abstract name.
+    if let Some(name) = path.as_bytes().strip_prefix(b"@") {
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+        return socket.send_to_addr(state.as_bytes(), &address).map(drop);
     }
     socket.send_to(state.as_bytes(), path).map(drop)
 }
@@ -141,16 +138,12 @@ mod tests {
         let mut buffer = [0; 32];
         let octets = manager.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..octets], b"READY=1");
-        #[cfg(target_os = "linux")]
-        {
-            use std::os::linux::net::SocketAddrExt;
-            let name = format!("ztun-notify-{}", std::process::id());
-            let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
-            let manager = UnixDatagram::bind_addr(&address).unwrap();
-            send(format!("@{name}").as_ref(), "STOPPING=1").unwrap();
-            let octets = manager.recv(&mut buffer).unwrap();
-            assert_eq!(&buffer[..octets], b"STOPPING=1");
-        }
+        let name = format!("ztun-notify-{}", std::process::id());
+        let address = std::os::unix::net::SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        send(format!("@{name}").as_ref(), "STOPPING=1").unwrap();
+        let octets = manager.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..octets], b"STOPPING=1");
         assert!(send(dir.path().join("nobody").as_os_str(), "READY=1").is_err());
     }
 

@@ -4,9 +4,8 @@
 //! [`CancelToken::cancel`] take the same way; whatever waits elsewhere looks at the flag, or waits on
 //! the pipe ([`Waiter`](crate::driver::Waiter)).
 
-use crate::driver::Signals;
-use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
+use crate::driver::{Signals, Waker};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -19,7 +18,7 @@ pub struct CancelToken {
 #[derive(Debug)]
 struct Inner {
     cancelled: AtomicBool,
-    wake: UnixStream,
+    wake: Waker,
 }
 
 impl CancelToken {
@@ -38,7 +37,7 @@ impl CancelToken {
     pub fn cancel(&self) {
         self.inner.cancelled.store(true, Ordering::Release);
         // A pipe that is full has woken the loop already; one whose loop is gone needs no waking.
-        if let Err(error) = (&self.inner.wake).write(&[0]) {
+        if let Err(error) = self.inner.wake.wake() {
             log::debug!("cancel: {error}");
         }
     }

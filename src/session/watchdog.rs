@@ -9,7 +9,7 @@
 
 use super::cleanup::{Cleanup, CleanupItem, CleanupReport, CleanupResult};
 use crate::config::HostPlanConfig;
-use crate::driver::{Clock, Signals, Waiter, Woken};
+use crate::driver::{Clock, Signals, Waiter, Waker, Woken};
 use crate::host;
 use crate::time::{Duration, Instant};
 use std::io;
@@ -25,7 +25,7 @@ const FORCED: i32 = 9;
 /// The thread; dropped without [`Watchdog::disarm`] it goes on watching.
 #[derive(Debug)]
 pub(super) struct Watchdog {
-    disarm: std::os::unix::net::UnixStream,
+    disarm: Waker,
     thread: JoinHandle<()>,
 }
 
@@ -38,8 +38,7 @@ impl Watchdog {
     pub(super) fn start(host: &HostPlanConfig) -> io::Result<Watchdog> {
         let signals = Signals::new()?;
         let asked = signals.waiter()?;
-        let (disarm, disarmed) = std::os::unix::net::UnixStream::pair()?;
-        let disarmed = Waiter::on(disarmed);
+        let (disarm, disarmed) = Waiter::pair()?;
         let host = host.clone();
         let body = move || watch(signals, &asked, &disarmed, &host);
         #[allow(clippy::disallowed_methods, reason = "what watches the loop cannot run in it")]

@@ -119,11 +119,7 @@ pub struct StepError {
 impl StepError {
     /// Whether trying again may help: somebody else has it for a moment, or the system is short of something.
     fn can_pass(&self) -> bool {
-        self.source.kind() == io::ErrorKind::Interrupted
-            || matches!(
-                self.source.raw_os_error(),
-                Some(libc::EBUSY | libc::EAGAIN | libc::EINTR | libc::ENODEV)
-            )
+        super::can_pass(&self.source)
     }
 }
 

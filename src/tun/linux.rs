@@ -2,7 +2,7 @@
 //!
 //! # Offload
 //!
-//! With `IFF_VNET_HDR` each packet has a virtio-net header in front ([`vnet`](super::vnet)), and the kernel hands over what it has not segmented
+//! With `IFF_VNET_HDR` each packet has a virtio-net header in front ([`vnet`]), and the kernel hands over what it has not segmented
 //! and not summed: one TCP super-segment of up to 64 KB instead of forty packets, one train of datagrams of an app that sends with
 //! UDP_SEGMENT, with the checksum field holding the sum of the pseudo-header only. It takes the same from us. Packets that stay on this
 //! machine are never segmented or summed at all.
@@ -225,6 +225,12 @@ fn set_flags(fd: libc::c_int) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Whether opening a device may succeed when it is tried again: somebody else has it for a moment, or the system is short of something.
+pub(super) fn can_pass(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::Interrupted
+        || matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EAGAIN | libc::EINTR | libc::ENODEV))
 }
 
 impl Device for Tun {

@@ -19,11 +19,15 @@ pub mod vnet;
 mod linux;
 #[cfg(target_os = "linux")]
 pub use linux::Tun;
+#[cfg(target_os = "linux")]
+use linux::can_pass;
 
 #[cfg(not(target_os = "linux"))]
 mod unsupported;
 #[cfg(not(target_os = "linux"))]
 pub use unsupported::Tun;
+#[cfg(not(target_os = "linux"))]
+use unsupported::can_pass;
 
 use crate::stack::{Offload, OffloadLevel, Transmit};
 use core::fmt;

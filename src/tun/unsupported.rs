@@ -6,6 +6,10 @@ use mio::event::Source;
 use mio::{Interest, Registry, Token};
 use std::io;
 
+/// What there is on a system without a device.
+const REMEDY: &str =
+    "this version has TUN devices on Linux only; here `ztun proxy` and what needs no device works";
+
 /// A device that cannot exist here.
 #[derive(Debug)]
 pub enum Tun {}
@@ -16,7 +20,7 @@ impl Tun {
         Err(OpenError {
             what: format!("cannot create the device {name}"),
             source: io::ErrorKind::Unsupported.into(),
-            remedy: "TUN devices are supported on Linux".into(),
+            remedy: REMEDY.into(),
         })
     }
 
@@ -25,9 +29,17 @@ impl Tun {
         Err(OpenError {
             what: format!("cannot use descriptor {raw} as a TUN device"),
             source: io::ErrorKind::Unsupported.into(),
-            remedy: "TUN devices are supported on Linux".into(),
+            remedy: REMEDY.into(),
         })
     }
+}
+
+/// Whether opening a device may succeed when it is tried again.
+pub(super) fn can_pass(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Interrupted | io::ErrorKind::ResourceBusy | io::ErrorKind::WouldBlock
+    )
 }
 
 impl Device for Tun {
