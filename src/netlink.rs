@@ -18,7 +18,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 /// Time for one receive. The kernel answers within the call that sends; only a lost answer takes this long.
-const RECEIVE_SECONDS: libc::time_t = 2;
+const RECEIVE_SECONDS: u8 = 2;
 
 /// Receive buffer: more than the kernel puts into one message of a dump.
 const BUFFER: usize = 64 * 1024;
@@ -66,7 +66,7 @@ impl Netlink {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        let limit = libc::timeval { tv_sec: RECEIVE_SECONDS, tv_usec: 0 };
+        let limit = libc::timeval { tv_sec: RECEIVE_SECONDS.into(), tv_usec: 0 };
         for option in [libc::SO_RCVTIMEO, libc::SO_SNDTIMEO] {
             let len = libc::socklen_t::try_from(size_of_val(&limit)).expect("a timeval is a few octets");
             // SAFETY: the descriptor is open, and the option's value is one `timeval` that outlives the call.

@@ -50,7 +50,7 @@ const LAYERS: [(&str, &[&str]); 20] = [
 const PURE: usize = 9;
 
 /// Crates, and the modules that may name them. One that is not here may be named nowhere.
-const CRATES: [(&str, &[&str]); 18] = [
+const CRATES: [(&str, &[&str]); 20] = [
     (
         "log",
         &[
@@ -75,6 +75,9 @@ const CRATES: [(&str, &[&str]); 18] = [
     ("toml", &["cli"]),
     ("prometheus_client", &["control"]),
     ("httparse", &["control"]),
+    // Windows.
+    ("windows_sys", &["driver"]),
+    ("ipconfig", &["proxy"]),
 ];
 
 /// The rest of the netlink family and the oracle of the tests, known by name like those above.

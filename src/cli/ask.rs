@@ -105,6 +105,8 @@ fn refused(path: &Path, error: &io::Error) -> Error {
         "no ztun runs there: start one, or name the one that does with --tun NAME or --control PATH"
     } else if kind == io::ErrorKind::PermissionDenied {
         "ask as the user that ztun runs as, or as root (`sudo ztun status`)"
+    } else if kind == io::ErrorKind::Unsupported {
+        "this version has no control socket on this system"
     } else {
         "look whether a ztun runs (`ps -C ztun`)"
     };

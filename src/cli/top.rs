@@ -46,7 +46,7 @@ pub(super) fn top(place: &WhereOptions) -> Result<u8, Error> {
     let ended = write(ENTER).and_then(|()| paint(&mut client, &mut keys));
     // Back first, then the error, which would be lost on the other screen.
     let left = write(LEAVE);
-    drop(keys);
+    keys.close();
     match ended.and_then(|asked| left.map(|()| asked)) {
         Ok(Ok(())) => Ok(0),
         Ok(Err(error)) => Err(failed(&path, &error)),

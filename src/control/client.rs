@@ -1,12 +1,12 @@
 //! Asks a running router, from another process: blocking, and with an end to its patience.
 
+use super::local;
 use super::protocol::{Answer, Flow, Flows, Line, MOST_FLOWS, Refused, Request, Status, VERSION};
 use crate::time::Duration;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 /// How long an answer is waited for.
@@ -49,7 +49,7 @@ impl From<io::Error> for AskError {
 /// A connection to the control socket of a router.
 #[derive(Debug)]
 pub struct Client {
-    stream: BufReader<UnixStream>,
+    stream: BufReader<local::Connection>,
 }
 
 impl Client {
@@ -59,7 +59,7 @@ impl Client {
     ///
     /// The system's: nobody listens there, or this user may not.
     pub fn connect(path: &Path) -> io::Result<Client> {
-        let stream = UnixStream::connect(path)?;
+        let stream = local::connect(path)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Client { stream: BufReader::new(stream) })

@@ -1,25 +1,18 @@
-//! The control socket: `/run/ztun/NAME.sock`, for the user that the router runs as and for root.
-//!
-//! The socket is made with mode 0600 in a directory that only its owner can write to, and the kernel is asked who has connected: another
-//! user is not even answered. A socket that nobody listens on was left by a process that died, and is replaced; one that somebody
-//! listens on is another router's, and is left alone. At the end it is deleted, if it is still the one that was made.
+//! What is asked over the control socket ([`local`]), and what follows on this machine.
 
 use super::conversation::Conversation;
 use super::desk::{Desk, Trade};
+use super::local;
 use super::protocol::{Asked, Code, DeviceStatus, Done, MOST_PROXIES, ProxyLine, Refused, Request};
 use super::report;
 use crate::config::{Credentials, OffloadLevel, Proxy};
-use crate::driver::{Scene, Service, peer};
+use crate::driver::{Scene, Service};
 use crate::engine::Engine;
 use crate::time::{Duration, Instant};
 use crate::tun::Device;
 use mio::event::Source;
-use mio::net::{UnixListener, UnixStream};
-use std::fs::{self, Permissions};
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 
 /// A client that asks nothing for this long is dropped.
 const ASKING: Duration = Duration::from_secs(300);
@@ -34,7 +27,7 @@ pub trait Surroundings {
 
 /// The control socket, for [`crate::driver::Parts::services`].
 pub fn service<D: Device + 'static>(
-    listener: Listener,
+    listener: local::Listener,
     surroundings: Box<dyn Surroundings>,
     now: Instant,
 ) -> Box<dyn Service<D>> {
@@ -42,27 +35,21 @@ pub fn service<D: Device + 'static>(
 }
 
 struct Control {
-    listener: Listener,
+    listener: local::Listener,
     surroundings: Box<dyn Surroundings>,
     started: Instant,
 }
 
 impl<D: Device> Trade<D> for Control {
-    type Stream = UnixStream;
+    type Stream = local::Stream;
     type Talk = Conversation;
 
     fn listener(&mut self) -> &mut dyn Source {
-        &mut self.listener.socket
+        self.listener.source()
     }
 
-    fn accept(&mut self) -> io::Result<Option<UnixStream>> {
-        let (stream, _) = self.listener.socket.accept()?;
-        let user = peer::peer_user(&stream)?;
-        let welcome = user == 0 || user == peer::own_user();
-        if !welcome {
-            log::warn!("user {user} has connected to the control socket and is refused");
-        }
-        Ok(welcome.then_some(stream))
+    fn accept(&mut self) -> io::Result<Option<local::Stream>> {
+        self.listener.accept()
     }
 
     fn answer(&mut self, talk: &mut Conversation, scene: &mut Scene<'_, D>, now: Instant) -> bool {
@@ -157,100 +144,9 @@ fn proxies(lines: Vec<ProxyLine>) -> Result<Vec<Proxy>, Refused> {
     Ok(proxies)
 }
 
-/// A listening socket with a name in the file system, which goes with it.
-#[derive(Debug)]
-pub struct Listener {
-    socket: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the name.
-    made: (u64, u64),
-}
-
-impl Listener {
-    /// Listens at `path`.
-    ///
-    /// # Errors
-    ///
-    /// The system's; [`ErrorKind::AddrInUse`] when somebody listens there already, [`ErrorKind::AlreadyExists`] when there is something else.
-    pub fn bind(path: &Path) -> io::Result<Listener> {
-        make_room(path)?;
-        let socket = UnixListener::bind(path)?;
-        // Whoever connects before this is asked for all the same.
-        fs::set_permissions(path, Permissions::from_mode(0o600))?;
-        let found = fs::symlink_metadata(path)?;
-        Ok(Listener { socket, path: path.to_owned(), made: (found.dev(), found.ino()) })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        let ours = |found: &fs::Metadata| (found.dev(), found.ino()) == self.made;
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| ours(&found))
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            log::debug!("control socket {} stays: {error}", self.path.display());
-        }
-    }
-}
-
-/// Removes a socket that nobody listens on.
-fn make_room(path: &Path) -> io::Result<()> {
-    let found = match fs::symlink_metadata(path) {
-        Ok(found) => found,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if !found.file_type().is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "there is something that is no socket"));
-    }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        // One whose queue is full (EAGAIN) lives too.
-        Ok(_) => Err(io::Error::new(ErrorKind::AddrInUse, "another ztun listens there")),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => {
-            Err(io::Error::new(ErrorKind::AddrInUse, "another ztun listens there"))
-        }
-        Err(error) => Err(error),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_socket_that_nobody_listens_on_is_replaced_and_a_live_one_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ztun0.sock");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
-        assert!(path.exists(), "std leaves it behind, as a process that dies does");
-        let listener = Listener::bind(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
-        assert_eq!(Listener::bind(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
-        drop(listener);
-        assert!(!path.exists());
-    }
-
-    #[test]
-    fn what_is_no_socket_is_left_alone() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ztun0.sock");
-        fs::write(&path, "text").unwrap();
-        assert_eq!(Listener::bind(&path).unwrap_err().kind(), ErrorKind::AlreadyExists);
-        assert_eq!(fs::read(&path).unwrap(), b"text");
-        assert_eq!(Listener::bind(&dir.path().join("no/where")).unwrap_err().kind(), ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn a_successors_socket_is_not_deleted() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ztun0.sock");
-        let first = Listener::bind(&path).unwrap();
-        fs::rename(&path, dir.path().join("aside")).unwrap();
-        let _second = Listener::bind(&path).unwrap();
-        drop(first);
-        assert!(path.exists());
-    }
 
     #[test]
     fn proxies_are_judged_like_those_of_the_command_line() {

@@ -36,14 +36,17 @@ mod mmsg;
 #[cfg_attr(not(any(target_os = "linux", target_os = "macos")), path = "options_plain.rs")]
 mod options;
 mod outgoing;
+#[cfg(unix)]
 pub mod peer;
 mod queue;
 mod service;
+#[cfg_attr(windows, path = "signals_windows.rs")]
 pub mod signals;
 pub mod socket;
 mod sockets;
 mod stop;
 mod stream;
+#[cfg_attr(windows, path = "terminal_windows.rs")]
 pub mod terminal;
 mod wakeup;
 #[cfg_attr(not(target_os = "linux"), path = "watch_plain.rs")]

@@ -23,8 +23,8 @@ pub(super) struct OsSocket {
     pub(super) looked_for: bool,
 }
 
-/// What mio adds to a socket to check its own use.
-const CHECKS: usize = if cfg!(debug_assertions) { 16 } else { 0 };
+/// What mio adds to a socket: to check its own use, and on Windows to make events of edges.
+const CHECKS: usize = if cfg!(debug_assertions) { 16 } else { 0 } + if cfg!(windows) { 16 } else { 0 };
 /// What a socket costs here, beside the kernel's part.
 const _: () = assert!(size_of::<Option<OsSocket>>() <= 64 + CHECKS);
 

@@ -162,7 +162,7 @@ impl ClockWatch {
     fn arm(&self) -> io::Result<()> {
         let never = libc::itimerspec {
             it_interval: libc::timespec { tv_sec: 0, tv_nsec: 0 },
-            it_value: libc::timespec { tv_sec: libc::time_t::MAX, tv_nsec: 0 },
+            it_value: libc::timespec { tv_sec: isize::MAX as _, tv_nsec: 0 },
         };
         let flags = libc::TFD_TIMER_ABSTIME | libc::TFD_TIMER_CANCEL_ON_SET;
         // SAFETY: the descriptor is open; the new value outlives the call, and no old one is asked for.

@@ -7,6 +7,7 @@
 use super::ProxyConfig;
 use super::associate::{self, Association};
 use super::dial::{Dialled, Dialling, Resolved, Resolving};
+use super::names;
 use super::relay::{Pumped, Relay, Scratch, Side};
 use super::resolve::Files;
 use super::session::{Progress, Request, Session, Target};
@@ -81,9 +82,7 @@ impl Shared {
     /// The addresses of `name` that the machine's files know. Reads the files again when they are old.
     pub(super) fn local_addresses(&mut self, name: &str, now: Instant) -> Vec<IpAddr> {
         if self.files_read.is_none_or(|read| now.since(read) > FILES_AGE) {
-            // A missing file is an empty one.
-            let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-            self.files = Files::parse(&read("/etc/resolv.conf"), &read("/etc/hosts"));
+            self.files = names::read();
             self.files_read = Some(now);
         }
         self.files.local(name)

@@ -20,6 +20,8 @@
 mod associate;
 mod connection;
 mod dial;
+#[cfg_attr(windows, path = "names_windows.rs")]
+mod names;
 pub mod relay;
 pub mod resolve;
 pub mod server;

@@ -91,7 +91,7 @@ fn ends_within(child: &Child, limit: Duration) -> io::Result<bool> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut watched = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let limit = libc::timespec {
-        tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_sec: isize::try_from(limit.as_secs()).unwrap_or(isize::MAX) as _,
         tv_nsec: limit.subsec_nanos() as libc::c_long,
     };
     // SAFETY: a set of signals may be all zeros, and sigfillset makes one of it.

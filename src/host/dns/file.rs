@@ -447,7 +447,7 @@ fn set_times(file: &File, meta: Meta) -> io::Result<()> {
     let (seconds, nanoseconds) = meta.modified;
     let omitted = libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT };
     // Narrower than 64 bits on old 32-bit systems only, whose files cannot have times that do not fit.
-    let modified = libc::timespec { tv_sec: seconds as libc::time_t, tv_nsec: nanoseconds as libc::c_long };
+    let modified = libc::timespec { tv_sec: seconds as _, tv_nsec: nanoseconds as libc::c_long };
     let times = [omitted, modified];
     // SAFETY: the descriptor is open, and the pointer is to two live timespecs, as the call wants.
     if unsafe { libc::futimens(file.as_raw_fd(), times.as_ptr()) } == 0 {
