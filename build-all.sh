@@ -11,6 +11,9 @@ readonly PROGRAMS=(
 # What `bench` needs besides: hev-socks5-tunnel is built from C.
 readonly BENCH_PROGRAMS=(pasta:passt make:make cc:gcc)
 readonly CARGO_DENY=0.20
+readonly ZTUN_ROOT=$PWD
+# shellcheck source=packaging/cross.sh
+source packaging/cross.sh
 
 usage() {
     cat <<'TEXT'
@@ -20,6 +23,9 @@ usage: ./build-all.sh COMMAND
   test    deps, then every test; those that need network namespaces run as root (through sudo for others), or not at all with ZTUN_SKIP_NETNS=1
   soak    churn for a day, or for SECONDS: descriptors, memory and tables stay flat (root)
   bench   micro-benches, then ztun beside hev-socks5-tunnel, tun2proxy, pasta and a plain relay (root; 25 minutes; the options of benches/relay, as --rounds 1)
+  release [TARGET...]  programs for Linux (static), macOS and Windows in dist/, with what builds them
+  cross-check          lints for all of those systems
+  cross-test           the core's tests on Windows code (wine) and on aarch64 (qemu)
   demo    see it work
 TEXT
 }
@@ -34,27 +40,38 @@ missing_packages() {
     done | sort -u
 }
 
-# Installs PROGRAMS, and those that are named.
-deps() {
-    local packages as_root=()
-    mapfile -t packages < <(missing_packages "${PROGRAMS[@]}" "$@")
-    if [ ${#packages[@]} -eq 0 ]; then
-        return
-    fi
-    say "installing ${packages[*]}"
-    command -v apt-get >/dev/null || { say "no apt-get here: install ${packages[*]} yourself"; return 1; }
+# Installs packages, as root or through sudo.
+install_packages() {
+    local as_root=()
+    say "installing $*"
+    command -v apt-get >/dev/null || { say "no apt-get here: install $* yourself"; return 1; }
     if [ "$(id -u)" -ne 0 ]; then
         as_root=(sudo)
     fi
     "${as_root[@]}" apt-get update -qq
     # The servers among them must not be started: the tests start their own.
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
-        apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null
-    mapfile -t packages < <(missing_packages "${PROGRAMS[@]}" "$@")
+        apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
+# Installs what is missing of PROGRAM:PACKAGE...
+install_programs() {
+    local packages
+    mapfile -t packages < <(missing_packages "$@")
+    if [ ${#packages[@]} -eq 0 ]; then
+        return
+    fi
+    install_packages "${packages[@]}"
+    mapfile -t packages < <(missing_packages "$@")
     if [ ${#packages[@]} -ne 0 ]; then
         say "still missing after the installation: ${packages[*]}"
         return 1
     fi
+}
+
+# Installs PROGRAMS, and those that are named.
+deps() {
+    install_programs "${PROGRAMS[@]}" "$@"
 }
 
 cargo_deny() {
@@ -67,7 +84,7 @@ cargo_deny() {
 }
 
 check() {
-    bash -n build-all.sh .ci/run benches/soak.sh
+    bash -n build-all.sh .ci/run benches/soak.sh packaging/*.sh
     say "format";        cargo fmt --check
     say "lints";         cargo clippy --quiet --locked --all-targets -- -D warnings
     say "the core alone"; cargo clippy --quiet --locked --lib --no-default-features -- -D warnings
@@ -115,6 +132,9 @@ case "${1:-}" in
     test) tests ;;
     bench) shift; bench "$@" ;;
     soak) shift; deps; run_as_root; benches/soak.sh "$@" ;;
+    release) shift; cross_release "$@" ;;
+    cross-check) cross_check ;;
+    cross-test) cross_test ;;
     demo) cargo run --quiet --release --locked -- demo ;;
     *) usage; [ "${1:-}" = help ] || exit 2 ;;
 esac
