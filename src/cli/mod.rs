@@ -249,7 +249,7 @@ fn needs_namespaces(command: &str) -> Error {
     Error {
         code: 3,
         what: format!("`ztun {command}` needs network namespaces, which only Linux has"),
-        remedy: Some("`ztun --socks5 HOST:PORT` routes the whole machine".into()),
+        remedy: Some("a Linux machine; here there is `ztun proxy` so far".into()),
     }
 }
 

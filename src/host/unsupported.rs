@@ -10,10 +10,11 @@ use std::io;
 use std::path::PathBuf;
 
 /// What there is on a system whose routes and device nobody manages.
-const REMEDY: &str = "this version routes Linux only; here `ztun proxy` and what needs no device works";
+const REMEDY: &str = "a Linux machine; here there is `ztun proxy` so far";
 
 fn unsupported<T>(what: &str) -> Result<T, HostError> {
-    Err(HostError { what: what.into(), source: io::ErrorKind::Unsupported.into(), remedy: REMEDY.into() })
+    let what = format!("{what}: this version has no routes on this system");
+    Err(HostError { what, source: io::ErrorKind::Unsupported.into(), remedy: REMEDY.into() })
 }
 
 /// What a run changed, which is nothing.

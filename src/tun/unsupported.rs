@@ -7,8 +7,7 @@ use mio::{Interest, Registry, Token};
 use std::io;
 
 /// What there is on a system without a device.
-const REMEDY: &str =
-    "this version has TUN devices on Linux only; here `ztun proxy` and what needs no device works";
+const REMEDY: &str = "a Linux machine; here there is `ztun proxy` so far";
 
 /// A device that cannot exist here.
 #[derive(Debug)]
@@ -18,7 +17,7 @@ impl Tun {
     /// Fails: this system is not supported.
     pub fn open(name: &str, _mtu: u16, _wanted: OffloadLevel) -> Result<Tun, OpenError> {
         Err(OpenError {
-            what: format!("cannot create the device {name}"),
+            what: format!("cannot create the device {name}: this version has none on this system"),
             source: io::ErrorKind::Unsupported.into(),
             remedy: REMEDY.into(),
         })
