@@ -7,6 +7,7 @@ cd "$(dirname "$0")"
 readonly PROGRAMS=(
     microsocks:microsocks danted:dante-server curl:curl iperf3:iperf3 dig:dnsutils dnsperf:dnsperf ip:iproute2 nft:nftables
     ping:iputils-ping ps:procps nc:netcat-openbsd setpriv:util-linux python3:python3 prlimit:util-linux valgrind:valgrind
+    systemctl:systemd shellcheck:shellcheck ruby:ruby strip:binutils
 )
 # What `bench` needs besides: hev-socks5-tunnel is built from C.
 readonly BENCH_PROGRAMS=(pasta:passt make:make cc:gcc)
@@ -22,6 +23,8 @@ usage: ./build-all.sh COMMAND
   check   format, lints, documentation, licences, the core without an OS, instructions within their budgets (deps first)
   test    deps, then every test; those that need network namespaces run as root (through sudo for others), or not at all with ZTUN_SKIP_NETNS=1
   soak    churn for a day, or for SECONDS: descriptors, memory and tables stay flat (root)
+  package [DIRECTORY [HOMEPAGE]]  what is installed, in target/packages: archives, .deb, SHA256SUMS, manifests for package managers
+  portable             lints and tests of what is the same on every system, on any of them
   bench   micro-benches, then ztun beside hev-socks5-tunnel, tun2proxy, pasta and a plain relay (root; 25 minutes; the options of benches/relay, as --rounds 1)
   release [TARGET...]  programs for Linux (static), macOS and Windows in dist/, with what builds them
   cross-check          lints for all of those systems
@@ -126,6 +129,29 @@ bench() {
     cargo bench --locked --bench relay -- "$@"
 }
 
+# package [DIRECTORY [HOMEPAGE]]: of the binaries that `release` has made, and of one for this machine where it has made none.
+package() {
+    local target=${CARGO_TARGET_DIR:-target} binaries=dist version
+    version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+    deps
+    cargo build --quiet --release --locked
+    if ! compgen -G "dist/ztun-$version-*" >/dev/null; then
+        binaries=$target/native
+        rm -rf "$binaries"
+        mkdir -p "$binaries"
+        strip -o "$binaries/ztun-$version-$(uname -m)-linux-gnu" "$target/release/ztun"
+    fi
+    packaging/package.sh "$target/release/ztun" "$binaries" "${1:-target/packages}" "${2:-}"
+}
+
+# What any system can do: lints of what is compiled for it, the core's tests, and a program that starts.
+portable() {
+    cargo clippy --quiet --locked --lib --bins -- -D warnings
+    cargo clippy --quiet --locked --lib --no-default-features -- -D warnings
+    cargo run --quiet --locked -- --version
+    cargo test --quiet --locked --lib --no-default-features
+}
+
 case "${1:-}" in
     deps) deps ;;
     check) check ;;
@@ -135,6 +161,8 @@ case "${1:-}" in
     release) shift; cross_release "$@" ;;
     cross-check) cross_check ;;
     cross-test) cross_test ;;
+    package) shift; package "$@" ;;
+    portable) portable ;;
     demo) cargo run --quiet --release --locked -- demo ;;
     *) usage; [ "${1:-}" = help ] || exit 2 ;;
 esac

@@ -26,7 +26,7 @@ glibc() {
 # The changelog as Debian writes it, of docs/CHANGELOG.md; the day is that of the commit.
 changelog() {
     printf 'ztun (%s) unstable; urgency=medium\n\n' "$version"
-    awk -v version="$version" '/^## / { wanted = index($2, version) == 1; next } wanted && /^- / { print "  *" substr($0, 2) }' docs/CHANGELOG.md
+    awk -v version="$version" '/^## / { wanted = index($2, version) == 1; next } wanted && /^- / { print "  *" substr($0, 2) } wanted && /^  / { print "  " $0 }' docs/CHANGELOG.md
     printf '\n -- The ztun authors <ztun@localhost>  %s\n' "$(date -R -u -d "@$SOURCE_DATE_EPOCH")"
 }
 

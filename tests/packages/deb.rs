@@ -25,10 +25,15 @@ fn architecture() -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
+/// The package, made once.
+pub fn built() -> PathBuf {
+    static DEB: OnceLock<PathBuf> = OnceLock::new();
+    DEB.get_or_init(|| build(env!("CARGO_TARGET_TMPDIR").as_ref())).clone()
+}
+
 /// A machine, and its state before anything is installed.
 fn machine() -> Option<(Machine, String, Vec<String>)> {
-    static DEB: OnceLock<PathBuf> = OnceLock::new();
-    let machine = Machine::boot(DEB.get_or_init(|| build(env!("CARGO_TARGET_TMPDIR").as_ref())))?;
+    let machine = Machine::boot(&built())?;
     // A first call of dpkg makes what later ones leave as it is.
     machine.ok("dpkg --list ztun-is-not-here 2>/dev/null || true");
     let (network, written) = (machine.network(), machine.written());

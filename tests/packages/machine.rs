@@ -175,8 +175,13 @@ impl Machine {
     /// Polls until a script succeeds.
     pub fn until(&self, script: &str) {
         let start = Instant::now();
-        while !self.sh(script).status.success() {
-            assert!(start.elapsed() < PATIENCE, "never: {script}");
+        loop {
+            let output = self.sh(script);
+            if output.status.success() {
+                return;
+            }
+            let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+            assert!(start.elapsed() < PATIENCE, "never: {script}\n{said}");
         }
     }
 
