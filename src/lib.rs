@@ -37,6 +37,8 @@ pub mod monitor;
 mod netlink;
 #[cfg(feature = "os")]
 pub mod proxy;
+#[cfg(all(feature = "os", any(target_os = "macos", test)))]
+mod route_socket;
 #[cfg(feature = "os")]
 pub mod session;
 #[cfg(feature = "os")]

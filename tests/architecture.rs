@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules of the crate, and which of the others each may name. The pure core comes first.
-const LAYERS: [(&str, &[&str]); 20] = [
+const LAYERS: [(&str, &[&str]); 21] = [
     ("time", &[]),
     ("rng", &[]),
     ("wire", &[]),
@@ -25,8 +25,9 @@ const LAYERS: [(&str, &[&str]); 20] = [
     ("tun", &["time", "stack"]),
     // How the kernel is talked to, for those who change its tables and those who watch them.
     ("netlink", &[]),
+    ("route_socket", &[]),
     ("host", &["config", "outbound", "netlink"]),
-    ("monitor", &["time", "netlink"]),
+    ("monitor", &["time", "netlink", "route_socket"]),
     ("proxy", &["time", "rng", "wire", "config"]),
     ("driver", &["time", "rng", "flow", "stack", "outbound", "engine", "tun"]),
     ("control", &["time", "config", "outbound", "flow", "stack", "dns", "engine", "tun", "driver"]),

@@ -22,9 +22,14 @@ mod linux;
 #[cfg(target_os = "linux")]
 pub use linux::SystemMonitor;
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+pub use macos::SystemMonitor;
+
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
 mod unsupported;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
 pub use unsupported::SystemMonitor;
 
 use debounce::Clocks;

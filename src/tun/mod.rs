@@ -22,11 +22,21 @@ pub use linux::Tun;
 #[cfg(target_os = "linux")]
 use linux::can_pass;
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(target_vendor = "apple", test))]
+mod utun;
+
+#[cfg(target_vendor = "apple")]
+mod macos;
+#[cfg(target_vendor = "apple")]
+pub use macos::Tun;
+#[cfg(target_vendor = "apple")]
+use macos::can_pass;
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
 mod unsupported;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
 pub use unsupported::Tun;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
 use unsupported::can_pass;
 
 use crate::stack::{Offload, OffloadLevel, Transmit};

@@ -1,0 +1,245 @@
+//! Darwin's utun: a socket of the kernel control `com.apple.net.utun_control`, one packet for each read and each write, with a header of four octets
+//! in front ([`utun`](super::utun)).
+//!
+//! The kernel names interfaces by number, `utun0` and so on: a name of that form asks for its number, any other takes the first that is free. The
+//! interface lives as long as the socket, which is close-on-exec: a process that dies takes it along, with its addresses and routes. There is no
+//! offload, and no way to have it: every packet is summed and at most an MTU long.
+
+use super::utun;
+use super::{Device, OpenError, Received};
+use crate::stack::{Offload, OffloadLevel, Transmit};
+use mio::event::Source;
+use mio::unix::SourceFd;
+use mio::{Interest, Registry, Token};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// The kernel control that makes interfaces.
+const CONTROL: &[u8] = b"com.apple.net.utun_control";
+
+/// A utun device.
+#[derive(Debug)]
+pub struct Tun {
+    file: File,
+    name: String,
+    mtu: u16,
+}
+
+impl Tun {
+    /// Creates an interface: `utun7` asks for that one, another name for the first that is free. It has no address and is down, and `mtu` is what
+    /// `host` is going to set. `wanted` is nothing here.
+    pub fn open(name: &str, mtu: u16, _wanted: OffloadLevel) -> Result<Tun, OpenError> {
+        let fail = |source| open_error(name, source);
+        // SAFETY: the call takes numbers.
+        let raw = unsafe { libc::socket(libc::PF_SYSTEM, libc::SOCK_DGRAM, libc::SYSPROTO_CONTROL) };
+        if raw < 0 {
+            return Err(fail(io::Error::last_os_error()));
+        }
+        // SAFETY: the descriptor was just opened, and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        connect(&fd, unit(name)).map_err(fail)?;
+        Tun::of(fd, mtu).map_err(fail)
+    }
+
+    /// Takes a utun socket that someone else opened. It is made non-blocking and close-on-exec. `mtu` is that of its interface.
+    pub fn from_fd(fd: OwnedFd, mtu: u16, _wanted: OffloadLevel) -> Result<Tun, OpenError> {
+        let raw = fd.as_raw_fd();
+        Tun::of(fd, mtu).map_err(|source| OpenError {
+            what: format!("cannot use descriptor {raw} as a utun device"),
+            source,
+            remedy: "it must be a connected socket of com.apple.net.utun_control".into(),
+        })
+    }
+
+    /// [`Tun::from_fd`] by number, as `--tun-fd` gives it. The descriptor is this process's from here on, and is closed at the end.
+    pub fn from_raw(raw: RawFd, mtu: u16, wanted: OffloadLevel) -> Result<Tun, OpenError> {
+        // SAFETY: F_GETFD takes no argument and touches no memory of ours.
+        if raw <= libc::STDERR_FILENO || unsafe { libc::fcntl(raw, libc::F_GETFD) } < 0 {
+            return Err(OpenError {
+                what: format!("cannot use descriptor {raw} as a utun device"),
+                source: io::Error::from_raw_os_error(libc::EBADF),
+                remedy: "it must be open in this process: whoever starts ztun has to pass it on".into(),
+            });
+        }
+        // SAFETY: the descriptor is open and above the standard ones; nothing else in this process knows it.
+        Tun::from_fd(unsafe { OwnedFd::from_raw_fd(raw) }, mtu, wanted)
+    }
+
+    fn of(fd: OwnedFd, mtu: u16) -> io::Result<Tun> {
+        let name = interface_name(&fd)?;
+        set_flags(fd.as_raw_fd())?;
+        Ok(Tun { file: File::from(fd), name, mtu })
+    }
+}
+
+/// `sc_unit` for an interface of this name: its number and one, or 0 for the first that is free.
+fn unit(name: &str) -> u32 {
+    let number = name.strip_prefix("utun").and_then(|number| number.parse::<u32>().ok());
+    number.and_then(|number| number.checked_add(1)).unwrap_or(0)
+}
+
+/// Connects the socket to the control: that makes the interface.
+fn connect(fd: &OwnedFd, unit: u32) -> io::Result<()> {
+    // SAFETY: the structure is numbers and octets, and zero is a value of each.
+    let mut info: libc::ctl_info = unsafe { std::mem::zeroed() };
+    for (place, octet) in info.ctl_name.iter_mut().zip(CONTROL) {
+        *place = octet.cast_signed();
+    }
+    // SAFETY: the descriptor is open, and CTLIOCGINFO reads and writes one `ctl_info`.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::CTLIOCGINFO, &raw mut info) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let address = libc::sockaddr_ctl {
+        sc_len: size_of::<libc::sockaddr_ctl>() as libc::c_uchar,
+        sc_family: libc::AF_SYSTEM as libc::c_uchar,
+        ss_sysaddr: libc::AF_SYS_CONTROL as u16,
+        sc_id: info.ctl_id,
+        sc_unit: unit,
+        sc_reserved: [0; 5],
+    };
+    let len = size_of::<libc::sockaddr_ctl>() as libc::socklen_t;
+    // SAFETY: the address outlives the call and is as long as is told.
+    if unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The name of the interface behind the socket; an error for a descriptor of another kind.
+fn interface_name(fd: &OwnedFd) -> io::Result<String> {
+    let mut name = [0u8; libc::IFNAMSIZ];
+    let mut len = name.len() as libc::socklen_t;
+    // SAFETY: the buffer outlives the call and is as long as is told.
+    let result = unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SYSPROTO_CONTROL,
+            libc::UTUN_OPT_IFNAME,
+            name.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let name = name.get(..len as usize).unwrap_or_default();
+    let end = name.iter().position(|octet| *octet == 0).unwrap_or(name.len());
+    Ok(String::from_utf8_lossy(&name[..end]).into_owned())
+}
+
+/// `O_NONBLOCK` and `FD_CLOEXEC`.
+fn set_flags(fd: RawFd) -> io::Result<()> {
+    // SAFETY: F_GETFL takes no argument and touches no memory of ours.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    // SAFETY: F_SETFL and F_SETFD take an integer and touch no memory of ours.
+    let done = flags >= 0
+        && unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) } >= 0
+        && unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether opening a device may succeed when it is tried again: its number is still taken by one that goes.
+pub(super) fn can_pass(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EBUSY | libc::EAGAIN | libc::EINTR | libc::ENOBUFS | libc::ENOMEM)
+    )
+}
+
+fn open_error(name: &str, source: io::Error) -> OpenError {
+    let remedy = match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => "run with sudo".into(),
+        Some(libc::EBUSY) => {
+            format!("another program has {name}: choose another name with --tun, or leave it out")
+        }
+        Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files (`ulimit -n`)".into(),
+        _ => "names are utun and a number; leave --tun out to have the first that is free".into(),
+    };
+    OpenError { what: format!("cannot create the device {name}"), source, remedy }
+}
+
+impl Device for Tun {
+    fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
+        loop {
+            let mut header = [0; utun::HEADER];
+            match self.file.read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)]) {
+                Ok(read) => {
+                    let len = read.saturating_sub(utun::HEADER);
+                    let packet = buffer.get(..len).unwrap_or_default();
+                    // What the header cannot be true of is no packet.
+                    let len = if utun::is_true_of(header, packet) { len } else { 0 };
+                    return Ok(Received { len, verify_checksum: true, segment_size: 0 });
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn send(&mut self, packet: &Transmit<'_>) -> io::Result<()> {
+        let described = packet.header.first().and_then(|first| utun::describe(*first));
+        let (Some(header), None) = (described, packet.offload) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let slices = [
+            IoSlice::new(&header),
+            IoSlice::new(packet.header),
+            IoSlice::new(packet.payload[0]),
+            IoSlice::new(packet.payload[1]),
+        ];
+        loop {
+            match self.file.write_vectored(&slices) {
+                // The kernel takes a packet whole; repeating the rest would make another packet of it.
+                Ok(taken) if taken < utun::HEADER + packet.len() => {
+                    return Err(io::ErrorKind::WriteZero.into());
+                }
+                Ok(_) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn send_train(&mut self, _header: &[u8], _pieces: &[&[u8]], _offload: Offload) -> io::Result<()> {
+        Err(io::ErrorKind::InvalidInput.into())
+    }
+
+    fn offload(&self) -> OffloadLevel {
+        OffloadLevel::Off
+    }
+
+    fn mtu(&self) -> u16 {
+        self.mtu
+    }
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Source for Tun {
+    fn register(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
+        SourceFd(&self.file.as_raw_fd()).register(registry, token, interests)
+    }
+
+    fn reregister(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
+        SourceFd(&self.file.as_raw_fd()).reregister(registry, token, interests)
+    }
+
+    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
+        SourceFd(&self.file.as_raw_fd()).deregister(registry)
+    }
+}
+
+impl AsFd for Tun {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl From<Tun> for OwnedFd {
+    fn from(tun: Tun) -> OwnedFd {
+        tun.file.into()
+    }
+}
