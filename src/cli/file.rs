@@ -42,10 +42,11 @@ pub(super) struct Merged {
 
 /// One key of a file.
 #[derive(Debug)]
-struct Entry {
-    key: String,
+pub(super) struct Entry {
+    pub(super) key: String,
+    pub(super) line: usize,
     /// The same as on the command line.
-    args: Vec<OsString>,
+    pub(super) args: Vec<OsString>,
 }
 
 /// The command line together with the file that it names; `None` when it names none.
@@ -145,11 +146,10 @@ fn read(path: &Path) -> Result<(String, bool), Error> {
 }
 
 /// The file's options, in its order, each tried by itself. `name` is the file's, for what is refused.
-fn entries(name: &str, text: &str) -> Result<Vec<Entry>, Error> {
-    let refused = |at: usize, what: &str, remedy: String| {
-        let line = text.get(..at).unwrap_or(text).matches('\n').count() + 1;
-        Error::usage(format!("{name}:{line}: {what}"), remedy)
-    };
+pub(super) fn entries(name: &str, text: &str) -> Result<Vec<Entry>, Error> {
+    let line = |at: usize| text.get(..at).unwrap_or(text).matches('\n').count() + 1;
+    let refused =
+        |at: usize, what: &str, remedy: String| Error::usage(format!("{name}:{}: {what}", line(at)), remedy);
     let table = DeTable::parse(text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start);
         // A line may hold a password; the reader's words do not repeat it, and should they, they are not repeated either.
@@ -174,7 +174,7 @@ fn entries(name: &str, text: &str) -> Result<Vec<Entry>, Error> {
             let what = error.what.strip_prefix("--").unwrap_or(&error.what);
             return Err(refused(at, what, error.remedy.unwrap_or_else(|| "`ztun --help`".into())));
         }
-        entries.push(Entry { key: key.into(), args });
+        entries.push(Entry { key: key.into(), line: line(at), args });
     }
     Ok(entries)
 }

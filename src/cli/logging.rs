@@ -80,7 +80,7 @@ fn text(out: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
 }
 
 /// One line whatever it holds, that a terminal takes no orders from.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut line, c| {
         if c.is_control() {
             line.extend(c.escape_default());

@@ -12,6 +12,7 @@
 mod ask;
 mod build;
 mod doctor;
+mod embedded;
 mod file;
 mod logging;
 mod man;
@@ -20,6 +21,10 @@ mod refusal;
 mod top;
 mod value;
 
+#[cfg(all(unix, any(feature = "ffi", test)))]
+pub(crate) use logging::printable;
+
+pub use embedded::config as embedded_config;
 pub use options::{Cli, Command};
 
 use crate::proxy::{ProxyConfig, Server};

@@ -9,7 +9,8 @@
 //!
 //! `protocol` and `conversation`, and `http` for metrics, are machines without sockets: whatever octets come, they hold a bounded number and never
 //! fail. `desk` gives them sockets (those of `local` and of `web`), as a [`Service`](crate::driver::Service) of the loop, so that a question is answered between two packets by the one
-//! thread that owns everything, and no lock is needed. `report` and `counters` put the engine into words. `client` asks from another process.
+//! thread that owns everything, and no lock is needed. `report` and `counters` put the engine into words. `client` asks from another process,
+//! `inquiry` from another thread of this one.
 //!
 //! The protocol is described in `docs/CONTROL.md`.
 
@@ -18,6 +19,7 @@ mod conversation;
 mod counters;
 mod desk;
 mod http;
+mod inquiry;
 #[cfg_attr(windows, path = "local_windows.rs")]
 mod local;
 mod metrics;
@@ -27,6 +29,7 @@ mod server;
 mod talk;
 mod web;
 
+pub use inquiry::Inquiry;
 pub use local::Listener;
 pub use server::{Surroundings, service};
 pub use web::service as metrics_service;

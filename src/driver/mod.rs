@@ -56,7 +56,7 @@ pub use clock::Clock;
 pub use health::QUESTION;
 pub use service::{Scene, Service, SocketView, Tokens};
 pub use signals::{Signals, Waiter, Waker, Woken};
-pub use socket::EgressBinding;
+pub use socket::{EgressBinding, Protect};
 pub use stop::{Closed, DRAIN_PATIENCE, STOP_PATIENCE};
 pub use watch::Watch;
 

@@ -53,7 +53,7 @@ impl Signals {
 
     /// Who calls it counts as a signal.
     pub fn waker(&self) -> io::Result<Waker> {
-        self.write.try_clone().map(Waker)
+        Ok(Waker { write: self.write.try_clone()?, _read: self.pipe.as_fd().try_clone_to_owned()? })
     }
 
     /// For whoever waits where there is no loop yet.
@@ -83,13 +83,34 @@ impl Signals {
 
 /// An end of the pipe.
 #[derive(Debug)]
-pub struct Waker(std::os::unix::net::UnixStream);
+pub struct Waker {
+    write: std::os::unix::net::UnixStream,
+    /// Holds the other end open: to write where nobody reads is SIGPIPE, which a program that ztun is a library of need not have put off.
+    _read: OwnedFd,
+}
 
 impl Waker {
     /// One signal more. A pipe that is full has woken whoever waits already.
     pub fn wake(&self) -> io::Result<()> {
-        (&self.0).write(&[0]).map(drop)
+        (&self.write).write(&[0]).map(drop)
     }
+}
+
+/// Keeps SIGPIPE from this thread: writing to a connection that the other end has reset is an error here, and the end of a program that has not said
+/// otherwise. The rest of the process, and its other signals, stay as they are.
+///
+/// # Errors
+///
+/// The system's, which has no reason for one.
+pub fn withhold_sigpipe() -> io::Result<()> {
+    let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `sigemptyset` initialises the set that the pointer leads to, and the others read it; a null pointer asks for no old mask.
+    let error = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGPIPE);
+        libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut())
+    };
+    if error == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
 /// Sees signals without taking them.

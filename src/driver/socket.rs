@@ -7,9 +7,46 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io::{self, IoSlice};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Room for datagrams that wait for the loop, octets a socket.
 const DATAGRAM_BUFFER: usize = 1 << 20;
+
+/// Asks somebody else to keep a socket outside the tunnel, as Android's `VpnService.protect` does; `false` when that failed.
+#[derive(Clone)]
+pub struct Protect(Arc<Protector>);
+
+struct Protector {
+    ask: Box<dyn Fn(limits::Number) -> bool + Send + Sync>,
+    revoked: AtomicBool,
+}
+
+impl Protect {
+    /// Each socket is given to `ask` before it is connected or bound, on the thread of the loop. The descriptor stays ztun's.
+    pub fn new(ask: impl Fn(limits::Number) -> bool + Send + Sync + 'static) -> Protect {
+        Protect(Arc::new(Protector { ask: Box::new(ask), revoked: AtomicBool::new(false) }))
+    }
+
+    /// Nobody is asked any more, and no socket is protected: from any thread, for a loop that hangs.
+    pub fn revoke(&self) {
+        self.0.revoked.store(true, Ordering::Release);
+    }
+
+    fn ask(&self, socket: &Socket) -> io::Result<()> {
+        match !self.0.revoked.load(Ordering::Acquire) && (self.0.ask)(limits::number(socket)) {
+            true => Ok(()),
+            // Unprotected, its packets would come back through the tunnel.
+            false => Err(errors::prohibited()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Protect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Protect(..)")
+    }
+}
 
 /// How ztun's own sockets are told from the machine's.
 #[derive(Clone, Debug, Default)]
@@ -20,6 +57,8 @@ pub struct EgressBinding {
     pub interface: Option<NonZeroU32>,
     /// Sockets have descriptors below this number; the others are kept for what is no flow's ([`for_flows`](limits::for_flows)).
     pub below: Option<limits::Number>,
+    /// Who has to agree to each socket: a program that ztun is a library of.
+    pub protect: Option<Protect>,
 }
 
 impl EgressBinding {
@@ -33,6 +72,11 @@ impl EgressBinding {
         }
         log::trace!("socket opened for {egress:?}");
         Ok(())
+    }
+
+    /// Asks for the socket's protection, where somebody gives that.
+    fn protect(&self, socket: &Socket) -> io::Result<()> {
+        self.protect.as_ref().map_or(Ok(()), |protect| protect.ask(socket))
     }
 
     /// A socket, unless its descriptor is one of those that are not for flows: the kernel gives the lowest that is free, so there is no other.
@@ -54,6 +98,7 @@ impl EgressBinding {
     pub fn dial(&self, to: SocketAddr, egress: Egress) -> io::Result<TcpStream> {
         let socket = self.socket(to, Type::STREAM, Protocol::TCP)?;
         self.apply(&socket, Some(to), egress)?;
+        self.protect(&socket)?;
         // The relay decides what a segment is; Nagle would only add latency (RFC 1928 says nothing, every peer does it).
         socket.set_tcp_nodelay(true)?;
         if egress == Egress::Proxy {
@@ -82,6 +127,7 @@ impl EgressBinding {
             log::debug!("SO_RCVBUF: {error}");
         }
         self.apply(&socket, peer.or(Some(any)), egress)?;
+        self.protect(&socket)?;
         socket.bind(&SockAddr::from(any))?;
         if let Some(peer) = peer {
             socket.connect(&SockAddr::from(peer))?;
@@ -128,6 +174,7 @@ pub(super) fn abort(stream: TcpStream) {
 mod tests {
     use super::*;
     use crate::engine::SocketError;
+    use std::os::fd::AsRawFd;
 
     #[test]
     fn descriptors_that_are_not_for_flows_are_left_alone() {
@@ -137,6 +184,32 @@ mod tests {
         assert_eq!(errors::classify(&refused), SocketError::Exhausted);
         let refused = binding.open_udp(None, false, Egress::Direct).expect_err("none is free");
         assert_eq!(errors::classify(&refused), SocketError::Exhausted);
+    }
+
+    #[test]
+    fn a_socket_that_is_not_protected_is_not_used() {
+        let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let asked = Arc::clone(&seen);
+        let protect = Protect::new(move |fd| {
+            asked.lock().expect("lock").push(fd);
+            asked.lock().expect("lock").len() < 3
+        });
+        let binding = EgressBinding { protect: Some(protect.clone()), ..EgressBinding::default() };
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let to = listener.local_addr().expect("address");
+        let stream = binding.dial(to, Egress::Proxy).expect("protected");
+        let socket = binding.open_udp(None, false, Egress::Direct).expect("protected");
+        assert_eq!(*seen.lock().expect("lock"), [stream.as_raw_fd(), socket.as_raw_fd()]);
+        for refused in [
+            binding.dial(to, Egress::Direct).map(drop).expect_err("not protected"),
+            binding.open_udp(Some(to), false, Egress::Proxy).map(drop).expect_err("not protected"),
+        ] {
+            assert_eq!(errors::classify(&refused), SocketError::Prohibited);
+        }
+        assert_eq!(seen.lock().expect("lock").len(), 4);
+        protect.revoke();
+        binding.open_udp(None, false, Egress::Direct).map(drop).expect_err("nobody is asked any more");
+        assert_eq!(seen.lock().expect("lock").len(), 4);
     }
 
     /// L-8, `docs/adr/0005-no-reuseaddr-on-ephemeral-udp.md`

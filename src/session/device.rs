@@ -10,6 +10,7 @@ use crate::tun::lifecycle::{Backend, StepError};
 use crate::tun::{Device, OpenError, Tun};
 use std::cell::RefCell;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 /// This machine.
@@ -28,11 +29,19 @@ pub(super) struct Machine {
     stand_in: Option<Tun>,
     /// What became of each change, for the report.
     items: Vec<CleanupItem>,
+    /// The device of the program that this is a library of: the machine is that program's business.
+    handed: Option<OwnedFd>,
 }
 
 impl Machine {
     /// Nothing is done yet.
-    pub(super) fn new(config: &Config, local: Option<LocalProxy>, clock: Clock, waiter: Waiter) -> Machine {
+    pub(super) fn new(
+        config: &Config,
+        handed: Option<OwnedFd>,
+        local: Option<LocalProxy>,
+        clock: Clock,
+        waiter: Waiter,
+    ) -> Machine {
         Machine {
             name: config.host.tun.clone(),
             config: config.clone(),
@@ -43,6 +52,7 @@ impl Machine {
             index: None,
             stand_in: None,
             items: Vec::new(),
+            handed,
         }
     }
 
@@ -130,6 +140,22 @@ impl Backend for Machine {
 
     fn open(&mut self) -> Result<Tun, StepError> {
         let host = &self.config.host;
+        if let Some(handed) = &self.handed {
+            let copy = handed.try_clone().map_err(|source| StepError {
+                what: "cannot duplicate the device's descriptor".into(),
+                source,
+                remedy: "raise the limit on open files (`ulimit -n`)".into(),
+            })?;
+            let name = |error: OpenError| match host.tun_fd {
+                // By the number that the program knows, not by that of the copy.
+                Some(fd) => StepError {
+                    what: format!("cannot use descriptor {fd} as a TUN device"),
+                    ..open_error(error)
+                },
+                None => open_error(error),
+            };
+            return Tun::from_fd(copy, host.mtu, host.offload).map_err(name);
+        }
         let opened = match host.tun_fd {
             Some(fd) => Tun::from_raw(fd, host.mtu, host.offload),
             None => Tun::open(&host.tun, host.mtu, host.offload),
@@ -139,6 +165,9 @@ impl Backend for Machine {
 
     fn configure(&mut self, device: &Tun) -> Result<(), StepError> {
         self.remember(device);
+        if self.handed.is_some() {
+            return Ok(());
+        }
         let proxies = proxy_addresses(&self.config);
         let applied = host::up(&self.config.host, &self.name, &proxies, self.local.as_ref());
         let applied = applied.map_err(host_error)?;

@@ -3,7 +3,7 @@
 //! # Theory of operation
 //!
 //! A [`Session`] is in one of five states (`state`), and has at most one run at a time: the [`Router`], on the caller's thread ([`run`]) or on one
-//! of its own ([`Session::start`]).
+//! of its own ([`Session::start`]); inside another program it leaves the machine alone (`embedded`).
 //!
 //! **Start.** Signals are taken over first: one that comes during the set-up is kept and ends the run as soon as the loop begins. Then
 //! the proxy's processes are looked for if it is on this machine, the device is opened and the machine changed (`device`, journalled by `host`), and
@@ -17,6 +17,7 @@
 
 mod cleanup;
 mod device;
+mod embedded;
 mod error;
 #[cfg(target_os = "linux")]
 pub mod exec;
@@ -35,6 +36,7 @@ mod token;
 mod watchdog;
 
 pub use cleanup::{CleanupItem, CleanupReport, CleanupResult};
+pub use embedded::Embedding;
 pub use error::RunError;
 pub use router::Router;
 pub use state::{Lifecycle, RESTART_LIMIT, STOP_LIMIT, StartError, State, Work, nested};

@@ -43,15 +43,17 @@ impl Asked {
         Ok(asked)
     }
 
-    /// The services of a run on the device of `machine`. The control socket that nobody asked for is done without when it cannot be had.
+    /// The services of a run on the device of `machine`. The control socket that nobody asked for is done without when it cannot be had, and the
+    /// service manager is told nothing, inside another program.
     pub(super) fn services(
         self,
         config: &Config,
         machine: &Machine,
         locals: &Locals,
+        embedded: bool,
         clock: Clock,
     ) -> Vec<Box<dyn Service<Tun>>> {
-        let listener = self.control.or_else(|| {
+        let standard = || {
             let path = RunDir::standard().control_socket(machine.name());
             let refused = |error| {
                 log::warn!(
@@ -60,7 +62,8 @@ impl Asked {
                 );
             };
             Listener::bind(&path).map_err(refused).ok()
-        });
+        };
+        let listener = if embedded { self.control } else { self.control.or_else(standard) };
         let mut services: Vec<Box<dyn Service<Tun>>> = Vec::new();
         if let Some(listener) = listener {
             let follow = Follow {
@@ -71,7 +74,9 @@ impl Asked {
             services.push(control::service(listener, Box::new(follow), clock.now()));
         }
         services.extend(self.metrics);
-        services.extend(notify::service(clock.now()));
+        if !embedded {
+            services.extend(notify::service(clock.now()));
+        }
         services
     }
 }

@@ -2,6 +2,7 @@
 
 use super::cleanup::{Cleanup, CleanupItem, CleanupReport, CleanupResult, Descriptors};
 use super::device::Machine;
+use super::embedded::{Embedded, Embedding};
 use super::keeper::Keeper;
 use super::names::Names;
 use super::outside::Asked;
@@ -31,6 +32,8 @@ const SIGNAL_LIMIT: Duration = Duration::from_secs(3);
 pub struct Router {
     config: Config,
     clock: Clock,
+    /// The program that it runs inside of, if it does.
+    embedded: Option<Embedded>,
 }
 
 /// What a set-up has made.
@@ -44,15 +47,22 @@ struct SetUp {
 impl Router {
     /// The router of `config`.
     pub fn new(config: Config, clock: Clock) -> Router {
-        Router { config, clock }
+        Router { config, clock, embedded: None }
+    }
+
+    /// The router of `config` inside another program, on the device of that: nothing outside of the run is changed.
+    pub fn embedded(mut config: Config, embedding: Embedding, clock: Clock) -> Router {
+        let embedded = Some(Embedded::new(&mut config, embedding));
+        Router { config, clock, embedded }
     }
 
     /// Everything up to the point where traffic flows. `None` when somebody asked to stop meanwhile: nothing is left then.
     fn set_up(&self, signals: Signals) -> Result<Option<SetUp>, RunError> {
         let config = &self.config;
+        let handed = self.embedded.as_ref().map(Embedded::enter).transpose()?;
         let waiter = || signals.waiter().map_err(setup::machine("cannot watch for signals", LIMIT));
         let asked = waiter()?;
-        let binding = binding(config)?;
+        let binding = binding(config, self.embedded.as_ref())?;
         if config.require_proxy {
             probe::any(&config.engine.proxies, &binding, config.engine.connect_timeout)
                 .map_err(|why| RunError::Proxy { why })?;
@@ -71,7 +81,7 @@ impl Router {
         let outside = Asked::listen(config, &binding, self.clock)?;
         // Before they are changed.
         let name_servers = host::name_servers();
-        let machine = Machine::new(config, first, self.clock, waiter()?);
+        let machine = Machine::new(config, handed, first, self.clock, waiter()?);
         let tun = Rc::new(RefCell::new(ManagedTun::new(machine, Options::default())));
         let device = match tun.borrow_mut().initialize() {
             Ok(device) => device,
@@ -113,7 +123,15 @@ impl Router {
         let mut engine = setup::engine(config, &device, identify)?;
         let lost = Rc::new(RefCell::new(None));
         let mut services = self.services(tun, &device, &lost, &mut engine);
-        services.extend(outside.services(config, tun.borrow_mut().machine(), &locals, self.clock));
+        let embedded = self.embedded.as_ref();
+        services.extend(outside.services(
+            config,
+            tun.borrow_mut().machine(),
+            &locals,
+            embedded.is_some(),
+            self.clock,
+        ));
+        services.extend(embedded.and_then(|embedded| embedded.inquiry.service(self.clock.now())));
         let owner = Some(owner(&locals));
         let parts = Parts { device, engine, binding, owner, watch: None, services };
         let driver = setup::build(parts, signals, self.clock)?;
@@ -209,10 +227,15 @@ impl Work for Router {
         };
         let name = set_up.tun.borrow_mut().machine().name().to_owned();
         log::info!("ready: {}", routed(&self.config, &name));
-        notify::ready();
+        let alone = self.embedded.is_none();
+        if alone {
+            notify::ready();
+        }
         ready();
         let result = set_up.driver.run();
-        notify::stopping();
+        if alone {
+            notify::stopping();
+        }
         log_totals(set_up.driver.engine());
         let lost = set_up.lost.borrow_mut().take();
         let report = self.take_down(set_up, result.as_ref().ok().copied(), &before);
@@ -230,6 +253,11 @@ impl Work for Router {
     }
 
     fn force(&self) -> CleanupReport {
-        watchdog::restore(&self.config.host, self.clock)
+        let Some(embedded) = &self.embedded else { return watchdog::restore(&self.config.host, self.clock) };
+        // The machine was not changed; only whoever protects sockets can be let go.
+        if let Some(protect) = &embedded.protect {
+            protect.revoke();
+        }
+        CleanupReport::default()
     }
 }

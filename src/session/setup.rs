@@ -1,6 +1,7 @@
 //! What a run is built from: limits, sockets' way out, the proxy's processes, engine and loop.
 
 use super::RunError;
+use super::embedded::Embedded;
 use crate::config::{Cidr, Config};
 use crate::driver::{Clock, Driver, EgressBinding, Owner, Parts, Signals, limits};
 use crate::engine::Engine;
@@ -107,10 +108,16 @@ pub(super) fn egress_index(config: &Config) -> Result<Option<NonZeroU32>, RunErr
 
 /// How ztun's own sockets leave: with the mark that the routing rules know, by the interface that was asked for, and with what the limit on descriptors,
 /// which is raised, spares for flows.
-pub(super) fn binding(config: &Config) -> Result<EgressBinding, RunError> {
-    let below = raise_limits(config).map(limits::for_flows);
+pub(super) fn binding(config: &Config, embedded: Option<&Embedded>) -> Result<EgressBinding, RunError> {
+    let limit = match embedded {
+        None => raise_limits(config),
+        // The limit is the whole program's.
+        Some(_) => limits::open_files().ok(),
+    };
+    let below = limit.map(limits::for_flows);
+    let protect = embedded.and_then(|embedded| embedded.protect.clone());
     let interface = egress_index(config)?;
-    let binding = EgressBinding { mark: Some(config.host.mark), interface, below };
+    let binding = EgressBinding { mark: Some(config.host.mark), interface, below, protect };
     match binding.check() {
         Ok(()) => Ok(binding),
         // Without routes of ours nothing depends on the mark.

@@ -17,7 +17,9 @@ use super::cleanup::CleanupReport;
 use super::token::CancelToken;
 use crate::driver::{Clock, Signals};
 use crate::time::{Duration, Instant};
+use std::any::Any;
 use std::fmt;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -134,6 +136,10 @@ struct Run<E> {
     end: Option<E>,
     report: CleanupReport,
     force: Option<ForceSlot>,
+    /// What it said when it panicked, on a thread of its own.
+    panic: Option<String>,
+    /// It was given up.
+    forced: bool,
 }
 
 /// The work of the current run, for whoever has to force it.
@@ -172,6 +178,19 @@ impl<W: Work> Shared<W> {
         self.close(&mut run, report);
     }
 
+    /// The run `number` has panicked; what it held went with its values.
+    fn panicked(&self, number: u64, payload: &(dyn Any + Send)) {
+        let said = payload.downcast_ref::<&str>().copied();
+        let said = said.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let said = said.unwrap_or("it did not say why");
+        log::error!("the run has panicked: {said}");
+        let mut run = self.lock();
+        if run.number == number {
+            run.panic = Some(said.to_owned());
+            self.close(&mut run, CleanupReport::default());
+        }
+    }
+
     /// Sets Stopped from whatever state.
     fn close(&self, run: &mut Run<W::End>, report: CleanupReport) {
         run.token = None;
@@ -208,6 +227,8 @@ impl<W: Work> Lifecycle<W> {
                     end: None,
                     report: CleanupReport::default(),
                     force: None,
+                    panic: None,
+                    forced: false,
                 }),
                 changed: Condvar::new(),
             }),
@@ -234,6 +255,8 @@ impl<W: Work> Lifecycle<W> {
         run.was_ready = false;
         run.token = Some(token);
         run.end = None;
+        run.panic = None;
+        run.forced = false;
         run.force = Some(ForceSlot(Box::new(move || work.force())));
         Ok(run.number)
     }
@@ -265,8 +288,12 @@ impl<W: Work> Lifecycle<W> {
         let number = self.claim(&work, &signals)?;
         let shared = Arc::clone(&self.shared);
         let body = move || {
-            let (end, report) = work.run(signals, &|| shared.ready(number));
-            shared.ended(number, end, report);
+            // Who waits for the run is told of its end in any case. Its values are dropped by then, and nobody sees them again.
+            let run = || work.run(signals, &|| shared.ready(number));
+            match panic::catch_unwind(AssertUnwindSafe(run)) {
+                Ok((end, report)) => shared.ended(number, end, report),
+                Err(payload) => shared.panicked(number, payload.as_ref()),
+            }
         };
         #[allow(clippy::disallowed_methods, reason = "a library's session must not take the caller's thread")]
         let spawned = std::thread::Builder::new().name("ztun-session".into()).spawn(body);
@@ -282,9 +309,12 @@ impl<W: Work> Lifecycle<W> {
         if run.number != number || run.was_ready {
             return Ok(());
         }
-        match run.end.take() {
-            Some(end) => Err(StartError::Failed(end)),
-            None => Ok(()),
+        match (run.end.take(), &run.panic) {
+            (Some(end), _) => Err(StartError::Failed(end)),
+            (None, Some(said)) => {
+                Err(StartError::System(std::io::Error::other(format!("the run has panicked: {said}"))))
+            }
+            (None, None) => Ok(()),
         }
     }
 
@@ -323,6 +353,7 @@ impl<W: Work> Lifecycle<W> {
     fn force(&self, mut run: MutexGuard<'_, Run<W::End>>) -> CleanupReport {
         log::warn!("the session does not end: what it holds is released by force");
         run.number += 1;
+        run.forced = true;
         let report = run.force.take().map_or_else(CleanupReport::default, |ForceSlot(force)| force());
         self.shared.close(&mut run, report.clone());
         report
@@ -337,6 +368,16 @@ impl<W: Work> Lifecycle<W> {
         let report = self.stop(RESTART_LIMIT);
         self.start(work)?;
         Ok(report)
+    }
+
+    /// Whether the last run did not end in time, so that it was given up.
+    pub fn was_forced(&self) -> bool {
+        self.shared.lock().forced
+    }
+
+    /// What the last run said when it panicked, on a thread of its own ([`Lifecycle::start`]); once.
+    pub fn take_panic(&self) -> Option<String> {
+        self.shared.lock().panic.take()
     }
 
     /// How the last run has ended; once.
@@ -391,6 +432,41 @@ mod tests {
             self.forced.fetch_add(1, Ordering::SeqCst);
             CleanupReport::default()
         }
+    }
+
+    /// Work that panics, before it was ready or when it is asked to stop.
+    #[derive(Debug)]
+    struct Panics {
+        first: bool,
+    }
+
+    impl Work for Panics {
+        type End = &'static str;
+
+        fn run(&self, signals: Signals, ready: &dyn Fn()) -> (&'static str, CleanupReport) {
+            if !self.first {
+                ready();
+                signals.waiter().unwrap().wait(Duration::from_secs(3600)).unwrap();
+            }
+            panic!("on purpose");
+        }
+
+        fn force(&self) -> CleanupReport {
+            unreachable!("it ends")
+        }
+    }
+
+    #[test]
+    fn a_run_that_panics_is_a_run_that_has_ended() {
+        let session = Lifecycle::new();
+        let failed = session.start(Panics { first: true }).unwrap_err();
+        assert!(failed.to_string().contains("on purpose"), "{failed}");
+        assert_eq!(session.state(), State::Stopped);
+        session.start(Panics { first: false }).unwrap();
+        assert_eq!((session.state(), session.take_panic()), (State::Running, None));
+        // It would be forced after an hour, if nobody were told.
+        session.stop(Duration::from_secs(3600));
+        assert_eq!((session.state(), session.take_panic().as_deref()), (State::Stopped, Some("on purpose")));
     }
 
     /// L-10, L-11
@@ -465,8 +541,10 @@ mod tests {
         session.start(hanging.clone()).unwrap();
         session.stop(Duration::from_millis(50));
         assert_eq!((session.state(), hanging.forced.load(Ordering::SeqCst)), (State::Stopped, 1));
+        assert!(session.was_forced());
         let next = Waiting::default();
         session.start(next.clone()).unwrap();
+        assert!(!session.was_forced());
         end.store(true, Ordering::SeqCst);
         while hanging.running.load(Ordering::SeqCst) > 0 {
             std::thread::yield_now();

@@ -1,0 +1,60 @@
+//! A router inside another program: what that program hands over, and what a run then leaves alone.
+//!
+//! The machine is the program's business: it has opened the device, given it addresses and sent traffic into it, and on a phone nobody else could. So
+//! such a run changes nothing outside of itself: no addresses, routes and name servers, no limits, privileges and signals of the process, no
+//! file and no socket by a name that was not asked for, no word to a service manager.
+
+use super::RunError;
+use super::setup::machine;
+use crate::config::Config;
+use crate::control::Inquiry;
+use crate::driver::{Protect, signals};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
+
+/// What the program hands over to a run.
+#[derive(Debug)]
+pub struct Embedding {
+    /// The device; closed when the run ends.
+    pub tun: OwnedFd,
+    /// Who has to agree to each socket.
+    pub protect: Option<Protect>,
+    /// By which the run is asked how it is.
+    pub inquiry: Inquiry,
+}
+
+/// What a [`Router`](super::Router) has of it.
+#[derive(Debug)]
+pub(super) struct Embedded {
+    /// Taken by the run, so that it is closed when that ends.
+    tun: Mutex<Option<OwnedFd>>,
+    pub(super) protect: Option<Protect>,
+    pub(super) inquiry: Inquiry,
+}
+
+impl Embedded {
+    /// Makes `config` that of a run which leaves the machine alone.
+    pub(super) fn new(config: &mut Config, embedding: Embedding) -> Embedded {
+        let Embedding { tun, protect, inquiry } = embedding;
+        let host = &mut config.host;
+        // What errors call it: the number by which the program knows it, where that was told.
+        host.tun_fd.get_or_insert(tun.as_raw_fd());
+        host.no_route = true;
+        host.kill_switch = false;
+        host.dns = Vec::new();
+        config.reset_existing = false;
+        Embedded { tun: Mutex::new(Some(tun)), protect, inquiry }
+    }
+
+    /// Makes this thread the run's, and hands over the device.
+    ///
+    /// # Errors
+    ///
+    /// It has been taken: a router runs once.
+    pub(super) fn enter(&self) -> Result<OwnedFd, RunError> {
+        signals::withhold_sigpipe().map_err(machine("cannot put off SIGPIPE", "start again"))?;
+        let tun = self.tun.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let gone = || std::io::Error::other("it was handed over already");
+        tun.ok_or_else(|| machine("cannot use the device a second time", "hand it over again")(gone()))
+    }
+}
