@@ -29,6 +29,8 @@ pub mod demo;
 pub mod doctor;
 #[cfg(feature = "os")]
 pub mod driver;
+#[cfg(all(unix, any(feature = "ffi", all(test, feature = "os"))))]
+pub mod ffi;
 #[cfg(feature = "os")]
 pub mod host;
 #[cfg(feature = "os")]

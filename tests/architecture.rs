@@ -45,6 +45,7 @@ const LAYERS: [(&str, &[&str]); 21] = [
             "demo",
         ],
     ),
+    ("ffi", &["time", "driver", "control", "session", "cli"]),
 ];
 
 /// How many of [`LAYERS`] are the pure core.
@@ -56,7 +57,7 @@ const CRATES: [(&str, &[&str]); 20] = [
         "log",
         &[
             "stack", "engine", "tun", "netlink", "host", "monitor", "proxy", "driver", "control", "session",
-            "doctor", "demo", "cli",
+            "doctor", "demo", "cli", "ffi",
         ],
     ),
     ("siphasher", &["rng"]),
@@ -92,7 +93,7 @@ const MORE_CRATES: [(&str, &[&str]); 6] = [
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE: [&str; 5] = ["tun", "netlink", "host", "monitor", "driver"];
+const UNSAFE: [&str; 6] = ["tun", "netlink", "host", "monitor", "driver", "ffi"];
 
 /// Parts of the standard library that the pure core may not name: what they do needs an operating system.
 const IMPURE_STD: [&str; 8] = ["env", "fs", "io", "net", "os", "process", "thread", "path"];
