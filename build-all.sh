@@ -22,6 +22,7 @@ usage: ./build-all.sh COMMAND
   deps    install the programs that the tests use (Debian packages; root or sudo)
   check   format, lints, documentation, licences, the core without an OS, instructions within their budgets (deps first)
   test    deps, then every test; those that need network namespaces run as root (through sudo for others), or not at all with ZTUN_SKIP_NETNS=1
+  lib     the C library, static and shared, with its header and a pkg-config file, into dist/lib (PREFIX: where the file says that it is)
   soak    churn for a day, or for SECONDS: descriptors, memory and tables stay flat (root)
   package [DIRECTORY [HOMEPAGE]]  what is installed, in target/packages: archives, .deb, SHA256SUMS, manifests for package managers
   portable             lints and tests of what is the same on every system, on any of them
@@ -117,6 +118,35 @@ tests() {
     say "all tests passed"
 }
 
+# What a program in C needs, for the machine that this runs on.
+lib() {
+    local out=dist/lib target="${CARGO_TARGET_DIR:-target}/release" version natives said name=()
+    version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+    say "the C library $version"
+    # Said by the compiler only when it has something to do.
+    touch src/lib.rs
+    [ "$(uname)" = Linux ] && name=(-C link-arg=-Wl,-soname,libztun.so)
+    said=$(cargo rustc --release --locked --lib --features ffi --crate-type staticlib,cdylib -- \
+        --print native-static-libs "${name[@]}" 2>&1) || { printf '%s\n' "$said"; return 1; }
+    natives=$(sed -n 's/.*native-static-libs: //p' <<<"$said" | tail -n 1)
+    mkdir -p "$out"
+    install -m 644 "$target/libztun.a" include/ztun.h "$out"
+    install -m 755 "$target/libztun.so" "$out"
+    cat >"$out/ztun.pc" <<TEXT
+prefix=${PREFIX:-/usr/local}
+libdir=\${prefix}/lib
+includedir=\${prefix}/include
+
+Name: ztun
+Description: Sends what comes out of a TUN device through a SOCKS5 proxy
+Version: $version
+Cflags: -I\${includedir}
+Libs: -L\${libdir} -lztun
+Libs.private: $natives
+TEXT
+    (cd "$out" && sha256sum -- *)
+}
+
 bench() {
     deps "${BENCH_PROGRAMS[@]}"
     export PATH="$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin"
@@ -156,6 +186,7 @@ case "${1:-}" in
     deps) deps ;;
     check) check ;;
     test) tests ;;
+    lib) lib ;;
     bench) shift; bench "$@" ;;
     soak) shift; deps; run_as_root; benches/soak.sh "$@" ;;
     release) shift; cross_release "$@" ;;

@@ -21,10 +21,8 @@ mod refusal;
 mod top;
 mod value;
 
-#[cfg(all(unix, any(feature = "ffi", test)))]
-pub(crate) use logging::printable;
-
 pub use embedded::config as embedded_config;
+pub(crate) use logging::printable;
 pub use options::{Cli, Command};
 
 use crate::proxy::{ProxyConfig, Server};
@@ -66,9 +64,9 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", logging::printable(&self.what))?;
+        write!(f, "error: {}", printable(&self.what))?;
         match &self.remedy {
-            Some(remedy) => write!(f, "\n  try: {}", logging::printable(remedy)),
+            Some(remedy) => write!(f, "\n  try: {}", printable(remedy)),
             None => Ok(()),
         }
     }

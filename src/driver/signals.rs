@@ -132,7 +132,8 @@ impl Waiter {
     /// Waits for `Waker`, or for its end.
     pub fn pair() -> io::Result<(Waker, Waiter)> {
         let (wake, wait) = std::os::unix::net::UnixStream::pair()?;
-        Ok((Waker(wake), Waiter(wait.into())))
+        let read = wait.try_clone()?.into();
+        Ok((Waker { write: wake, _read: read }, Waiter(wait.into())))
     }
 
     /// Waits until there is a signal, or `limit` has passed: whether there is one.

@@ -37,7 +37,7 @@ pub enum SessionState {
     Starting = 1,
     /// Traffic flows.
     Running = 2,
-    /// It was asked to stop, or has failed, and is closing what it has.
+    /// It was asked to stop and is closing what it has. One that fails by itself is running until it is stopped.
     Stopping = 3,
     /// It has ended, and holds nothing any more.
     Stopped = 4,

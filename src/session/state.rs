@@ -245,11 +245,13 @@ impl<W: Work> Lifecycle<W> {
     fn claim(&self, work: &Arc<W>, signals: &Signals) -> Result<u64, StartError<W::End>> {
         let token = CancelToken::new(signals).map_err(StartError::System)?;
         let mut run = self.shared.lock();
-        let claimed = self.shared.state.exchange(State::Idle, State::Starting).or_else(|state| match state {
-            State::Stopped => self.shared.state.exchange(State::Stopped, State::Starting),
+        let from = |from| self.shared.state.exchange(from, State::Starting).map(|()| from);
+        let claimed = from(State::Idle).or_else(|state| match state {
+            State::Stopped => from(State::Stopped),
             State::Idle | State::Starting | State::Running | State::Stopping => Err(state),
         });
-        claimed.map_err(StartError::AlreadyRunning)?;
+        let from = claimed.map_err(StartError::AlreadyRunning)?;
+        log::debug!("session: {from} -> {}", State::Starting);
         let work = Arc::clone(work);
         run.number += 1;
         run.was_ready = false;
