@@ -13,6 +13,11 @@ pub(super) fn exhausted() -> io::Error {
     io::Error::from_raw_os_error(WSAEMFILE)
 }
 
+/// What says that a socket may not be used.
+pub(super) fn prohibited() -> io::Error {
+    io::Error::from_raw_os_error(WSAEACCES)
+}
+
 /// Whether a connection is merely under way.
 pub(super) fn is_in_progress(error: &io::Error) -> bool {
     error.raw_os_error() == Some(WSAEWOULDBLOCK)

@@ -92,7 +92,7 @@ impl Session {
         let text = config.or(before.as_deref()).ok_or_else(|| {
             Failure::new(Code::Argument, "no configuration is given, and there is none of an earlier start")
         })?;
-        let mut config = cli::embedded_config(text)?;
+        let config = cli::embedded_config(text)?;
         if descriptor < 0 {
             return Err(Failure::new(Code::Argument, format!("{descriptor} is no descriptor")));
         }
@@ -102,11 +102,14 @@ impl Session {
         let tun = copy.map_err(|error| {
             Failure::new(Code::Argument, format!("cannot use descriptor {descriptor}: {error}"))
         })?;
-        config.host.tun_fd = Some(descriptor);
         let inquiry =
             Inquiry::new().map_err(|error| Failure::system("cannot make a pipe for the status", &error))?;
-        let embedding =
-            Embedding { tun, protect: callback::protect(callback, user), inquiry: inquiry.clone() };
+        let embedding = Embedding {
+            tun,
+            number: descriptor,
+            protect: callback::protect(callback, user),
+            inquiry: inquiry.clone(),
+        };
         Ok((Router::embedded(config, embedding, Clock::new()), inquiry))
     }
 

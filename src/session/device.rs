@@ -7,10 +7,9 @@ use crate::driver::{Clock, Waiter};
 use crate::host::{self, Applied, HostError, LocalProxy};
 use crate::time::{Duration, Instant};
 use crate::tun::lifecycle::{Backend, StepError};
-use crate::tun::{Device, OpenError, Tun};
+use crate::tun::{Device, Handed, OpenError, Tun};
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 /// This machine.
@@ -30,14 +29,14 @@ pub(super) struct Machine {
     /// What became of each change, for the report.
     items: Vec<CleanupItem>,
     /// The device of the program that this is a library of: the machine is that program's business.
-    handed: Option<OwnedFd>,
+    handed: Option<Handed>,
 }
 
 impl Machine {
     /// Nothing is done yet.
     pub(super) fn new(
         config: &Config,
-        handed: Option<OwnedFd>,
+        handed: Option<Handed>,
         local: Option<LocalProxy>,
         clock: Clock,
         waiter: Waiter,

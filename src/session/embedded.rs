@@ -9,14 +9,16 @@ use super::setup::machine;
 use crate::config::Config;
 use crate::control::Inquiry;
 use crate::driver::{Protect, signals};
-use std::os::fd::{AsRawFd, OwnedFd};
+use crate::tun::Handed;
 use std::sync::{Mutex, PoisonError};
 
 /// What the program hands over to a run.
 #[derive(Debug)]
 pub struct Embedding {
     /// The device; closed when the run ends.
-    pub tun: OwnedFd,
+    pub tun: Handed,
+    /// The number by which the program knows it, for errors.
+    pub number: i32,
     /// Who has to agree to each socket.
     pub protect: Option<Protect>,
     /// By which the run is asked how it is.
@@ -27,7 +29,7 @@ pub struct Embedding {
 #[derive(Debug)]
 pub(super) struct Embedded {
     /// Taken by the run, so that it is closed when that ends.
-    tun: Mutex<Option<OwnedFd>>,
+    tun: Mutex<Option<Handed>>,
     pub(super) protect: Option<Protect>,
     pub(super) inquiry: Inquiry,
 }
@@ -35,10 +37,9 @@ pub(super) struct Embedded {
 impl Embedded {
     /// Makes `config` that of a run which leaves the machine alone.
     pub(super) fn new(config: &mut Config, embedding: Embedding) -> Embedded {
-        let Embedding { tun, protect, inquiry } = embedding;
+        let Embedding { tun, number, protect, inquiry } = embedding;
         let host = &mut config.host;
-        // What errors call it: the number by which the program knows it, where that was told.
-        host.tun_fd.get_or_insert(tun.as_raw_fd());
+        host.tun_fd = Some(number);
         host.no_route = true;
         host.kill_switch = false;
         host.dns = Vec::new();
@@ -51,7 +52,7 @@ impl Embedded {
     /// # Errors
     ///
     /// It has been taken: a router runs once.
-    pub(super) fn enter(&self) -> Result<OwnedFd, RunError> {
+    pub(super) fn enter(&self) -> Result<Handed, RunError> {
         signals::withhold_sigpipe().map_err(machine("cannot put off SIGPIPE", "start again"))?;
         let tun = self.tun.lock().unwrap_or_else(PoisonError::into_inner).take();
         let gone = || std::io::Error::other("it was handed over already");

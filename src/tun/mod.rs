@@ -44,6 +44,13 @@ use core::fmt;
 use mio::event::Source;
 use std::io;
 
+/// A device that a program has opened which hands it over.
+#[cfg(unix)]
+pub type Handed = std::os::fd::OwnedFd;
+/// A device that a program has opened which hands it over.
+#[cfg(windows)]
+pub type Handed = std::os::windows::io::OwnedHandle;
+
 /// What was read: one packet at the front of the buffer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Received {

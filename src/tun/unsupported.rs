@@ -1,6 +1,6 @@
 //! Systems without a device of their own: type-checks, opens nothing.
 
-use super::{Device, OpenError, Received};
+use super::{Device, Handed, OpenError, Received};
 use crate::stack::{Offload, OffloadLevel, Transmit};
 use mio::event::Source;
 use mio::{Interest, Registry, Token};
@@ -18,6 +18,15 @@ impl Tun {
     pub fn open(name: &str, _mtu: u16, _wanted: OffloadLevel) -> Result<Tun, OpenError> {
         Err(OpenError {
             what: format!("cannot create the device {name}: this version has none on this system"),
+            source: io::ErrorKind::Unsupported.into(),
+            remedy: REMEDY.into(),
+        })
+    }
+
+    /// Fails: this system is not supported.
+    pub fn from_fd(_fd: Handed, _mtu: u16, _wanted: OffloadLevel) -> Result<Tun, OpenError> {
+        Err(OpenError {
+            what: "cannot use what was handed over as a TUN device".into(),
             source: io::ErrorKind::Unsupported.into(),
             remedy: REMEDY.into(),
         })
