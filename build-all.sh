@@ -125,7 +125,7 @@ lib() {
     say "the C library $version"
     # Said by the compiler only when it has something to do.
     touch src/lib.rs
-    [ "$(uname)" = Linux ] && name=(-C link-arg=-Wl,-soname,libztun.so)
+    [ "$(uname)" = Linux ] && name=(-C "link-arg=-Wl,-soname,libztun.so")
     said=$(cargo rustc --release --locked --lib --features ffi --crate-type staticlib,cdylib -- \
         --print native-static-libs "${name[@]}" 2>&1) || { printf '%s\n' "$said"; return 1; }
     natives=$(sed -n 's/.*native-static-libs: //p' <<<"$said" | tail -n 1)
