@@ -94,6 +94,7 @@ check() {
     say "the core alone"; cargo clippy --quiet --locked --lib --no-default-features -- -D warnings
     say "documentation"; RUSTDOCFLAGS="-D warnings" cargo doc --quiet --locked --no-deps --document-private-items
     say "licences and bans"; cargo_deny
+    say "other systems"; cross_check
     say "instructions"; deps; cargo bench --quiet --locked --bench instructions
     say "all checks passed"
 }

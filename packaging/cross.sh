@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Builds for systems other than this one. Sourced by build-all.sh in the root of the project; docs/adr/0022-cross-builds.md tells why it is done so.
 #
 # Where `rustup target add` works, the standard library comes from there. Where it does not (a machine that reaches the registries of Debian and Python only),
@@ -86,12 +87,14 @@ cross_cargo() (
         *-apple-darwin)
             export ZTUN_ZIG_TARGET=${target%%-*}-macos.$MACOS_MINIMUM-none
             export MACOSX_DEPLOYMENT_TARGET=$MACOS_MINIMUM SDKROOT=$CROSS_HOME/no-sdk CARGO_PROFILE_RELEASE_STRIP=none
-            flags+=(-Clink-arg=-Wl,-x -Clink-arg=-Wl,-S) ;;
+            flags+=("-Clink-arg=-Wl,-x" "-Clink-arg=-Wl,-S") ;;
         *-windows-gnu)
             linker=x86_64-w64-mingw32-gcc
-            flags+=(-Clink-arg=-Wl,--no-insert-timestamp) ;;
+            flags+=("-Clink-arg=-Wl,--no-insert-timestamp") ;;
     esac
     flags+=("-Clinker=$linker")
+    # A crate of the tests has a line of C.
+    export "CC_${target//-/_}=$linker"
     local IFS=$'\x1f'
     export CARGO_ENCODED_RUSTFLAGS="${flags[*]}"
     unset RUSTFLAGS IFS

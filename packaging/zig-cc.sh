@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The linker that rustc calls for Linux and macOS: zig's, for $ZTUN_ZIG_TARGET, less the flags that it does not know or must not get.
+# The linker that rustc calls for Linux and macOS, and the C compiler of build scripts: zig's, for $ZTUN_ZIG_TARGET, less the flags that it does not know or must not get.
 set -euo pipefail
 flags=()
 skip=
@@ -10,7 +10,7 @@ for flag in "$@"; do
     fi
     case "$flag" in
         -arch | -isysroot) skip=yes ;;
-        -m64 | -liconv | -mmacosx-version-min=*) ;;
+        -m64 | --target=* | -liconv | -mmacosx-version-min=*) ;;
         *) flags+=("$flag") ;;
     esac
 done
