@@ -14,7 +14,7 @@ pub fn own_user() -> u32 {
 /// # Errors
 ///
 /// The system's, as for a socket that is not connected.
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", target_os = "android"))]
 pub fn peer_user(socket: &impl AsFd) -> io::Result<u32> {
     let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
     // The struct has 12 octets.
@@ -37,7 +37,7 @@ pub fn peer_user(socket: &impl AsFd) -> io::Result<u32> {
 /// # Errors
 ///
 /// The system's, as for a socket that is not connected.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub fn peer_user(socket: &impl AsFd) -> io::Result<u32> {
     let (mut user, mut group) = (0, 0);
     // SAFETY: both pointers are to live, writable values of the types that the call expects.

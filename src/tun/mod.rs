@@ -15,11 +15,11 @@
 pub mod lifecycle;
 pub mod vnet;
 
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", target_os = "android"))]
 pub use linux::Tun;
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", target_os = "android"))]
 use linux::can_pass;
 
 #[cfg(any(target_vendor = "apple", test))]
@@ -32,11 +32,11 @@ pub use macos::Tun;
 #[cfg(target_vendor = "apple")]
 use macos::can_pass;
 
-#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
 mod unsupported;
-#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
 pub use unsupported::Tun;
-#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
 use unsupported::can_pass;
 
 use crate::stack::{Offload, OffloadLevel, Transmit};
