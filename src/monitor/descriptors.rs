@@ -1,13 +1,13 @@
 //! Two descriptors of Linux: one tells that `/etc/resolv.conf` was written or replaced, one that the clock was set or the machine woke.
 
 use super::debounce::Clocks;
-use core::time::Duration;
+use super::system::{clock, owned};
 use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
 use std::hash::Hasher;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -17,14 +17,6 @@ const RESOLVER_FILE: &str = "/etc/resolv.conf";
 const RESOLVER_OCTETS: u64 = 64 << 10;
 /// `struct inotify_event` before its name (inotify(7)).
 const EVENT_HEADER: usize = 16;
-
-fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the system call that gave it has just made it, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
 
 /// Reads from a descriptor that does not block.
 fn read(fd: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
@@ -190,20 +182,10 @@ pub(super) fn clocks() -> Clocks {
     Clocks { wall: clock(libc::CLOCK_REALTIME), boot: clock(libc::CLOCK_BOOTTIME) }
 }
 
-fn clock(id: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a live, writable struct of the type that the call expects.
-    if unsafe { libc::clock_gettime(id, &raw mut time) } != 0 {
-        return Duration::ZERO;
-    }
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
-    Duration::new(seconds, nanos.min(999_999_999))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::time::Duration;
     use proptest::prelude::*;
     use std::os::unix::fs::symlink;
 

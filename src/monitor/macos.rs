@@ -8,9 +8,9 @@
 //! A machine has one default route that counts, and one more of each interface for sockets that are bound to it (RTF_IFSCOPE).
 
 use super::debounce::Clocks;
+use super::system::{clock, owned};
 use super::{DefaultRoute, IfIndex, Interface, Monitor, NetworkState, Noticed, Own, Path, Question};
 use crate::route_socket::{self, Gateway, Kind, Message, RouteMessage, messages};
-use core::time::Duration;
 use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
@@ -18,7 +18,7 @@ use std::ffi::CStr;
 use std::fs::File;
 use std::hash::Hasher;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// Where a machine's name servers are named, for programs that read files.
 const RESOLVER_FILE: &str = "/etc/resolv.conf";
@@ -263,14 +263,6 @@ fn classify(own: &Own, own_index: &mut Option<u16>, message: &Message) -> Notice
 
 // ---- the system ----
 
-fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the system call that gave it has just made it, and nobody else has it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
 /// A descriptor that does not block and that no child gets.
 fn quiet(fd: OwnedFd) -> io::Result<File> {
     let raw = fd.as_raw_fd();
@@ -374,15 +366,4 @@ fn fingerprint() -> Option<u64> {
     let mut hasher = std::hash::DefaultHasher::new();
     hasher.write(&octets);
     Some(hasher.finish())
-}
-
-fn clock(id: libc::clockid_t) -> Duration {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is to a live, writable struct of the type that the call expects.
-    if unsafe { libc::clock_gettime(id, &raw mut time) } != 0 {
-        return Duration::ZERO;
-    }
-    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-    let nanos = u32::try_from(time.tv_nsec).unwrap_or(0);
-    Duration::new(seconds, nanos.min(999_999_999))
 }

@@ -15,6 +15,9 @@
 
 pub mod debounce;
 
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+mod system;
+
 #[cfg(target_os = "linux")]
 mod descriptors;
 #[cfg(target_os = "linux")]

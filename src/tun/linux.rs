@@ -15,8 +15,8 @@
 //! The interface lives as long as a descriptor of it is open: it is not made persistent, so a process that dies takes it along, and
 //! the descriptor is close-on-exec, so that no child keeps it alive.
 
-use super::vnet;
 use super::{Device, MOST_PIECES, OpenError, Received};
+use super::{descriptor, vnet};
 use crate::stack::{Offload, OffloadLevel, Transmit};
 use mio::event::Source;
 use mio::unix::SourceFd;
@@ -24,7 +24,7 @@ use mio::{Interest, Registry, Token};
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 /// Where the kernel hands out devices.
@@ -120,23 +120,14 @@ impl Tun {
         } else {
             OffloadLevel::Off
         };
-        set_flags(raw)
+        descriptor::set_flags(raw)
             .map_err(|source| fail(source, "the descriptor must be open for reading and writing"))?;
         Ok(Tun { file: File::from(fd), name: request.name(), mtu, vnet, level })
     }
 
     /// [`Tun::from_fd`] by number, as `--tun-fd` gives it. The descriptor is this process's from here on, and is closed at the end.
     pub fn from_raw(raw: i32, mtu: u16, wanted: OffloadLevel) -> Result<Tun, OpenError> {
-        // SAFETY: F_GETFD takes no argument and touches no memory of ours.
-        if raw <= libc::STDERR_FILENO || unsafe { libc::fcntl(raw, libc::F_GETFD) } < 0 {
-            return Err(OpenError {
-                what: format!("cannot use descriptor {raw} as a TUN device"),
-                source: io::Error::from_raw_os_error(libc::EBADF),
-                remedy: "it must be open in this process: whoever starts ztun has to pass it on".into(),
-            });
-        }
-        // SAFETY: the descriptor is open and above the standard ones; nothing else in this process knows it.
-        Tun::from_fd(unsafe { OwnedFd::from_raw_fd(raw) }, mtu, wanted)
+        Tun::from_fd(descriptor::claim(raw, "a TUN device")?, mtu, wanted)
     }
 
     /// Reads a packet behind its virtio-net header. One that the header cannot be true of is none.
@@ -207,24 +198,6 @@ fn features(level: OffloadLevel) -> libc::c_uint {
         OffloadLevel::Tcp => tcp,
         OffloadLevel::Full => tcp | TUN_F_USO4 | TUN_F_USO6,
     }
-}
-
-/// `O_NONBLOCK` and `FD_CLOEXEC`, which a descriptor from elsewhere may lack.
-fn set_flags(fd: libc::c_int) -> io::Result<()> {
-    // SAFETY: F_GETFL takes no argument and touches no memory of ours.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    if flags < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: F_SETFL takes an integer and touches no memory of ours.
-    if unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: F_SETFD takes an integer and touches no memory of ours.
-    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 /// Whether opening a device may succeed when it is tried again: somebody else has it for a moment, or the system is short of something.

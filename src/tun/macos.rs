@@ -5,8 +5,8 @@
 //! interface lives as long as the socket, which is close-on-exec: a process that dies takes it along, with its addresses and routes. There is no
 //! offload, and no way to have it: every packet is summed and at most an MTU long.
 
-use super::utun;
 use super::{Device, OpenError, Received};
+use super::{descriptor, utun};
 use crate::stack::{Offload, OffloadLevel, Transmit};
 use mio::event::Source;
 use mio::unix::SourceFd;
@@ -54,21 +54,12 @@ impl Tun {
 
     /// [`Tun::from_fd`] by number, as `--tun-fd` gives it. The descriptor is this process's from here on, and is closed at the end.
     pub fn from_raw(raw: RawFd, mtu: u16, wanted: OffloadLevel) -> Result<Tun, OpenError> {
-        // SAFETY: F_GETFD takes no argument and touches no memory of ours.
-        if raw <= libc::STDERR_FILENO || unsafe { libc::fcntl(raw, libc::F_GETFD) } < 0 {
-            return Err(OpenError {
-                what: format!("cannot use descriptor {raw} as a utun device"),
-                source: io::Error::from_raw_os_error(libc::EBADF),
-                remedy: "it must be open in this process: whoever starts ztun has to pass it on".into(),
-            });
-        }
-        // SAFETY: the descriptor is open and above the standard ones; nothing else in this process knows it.
-        Tun::from_fd(unsafe { OwnedFd::from_raw_fd(raw) }, mtu, wanted)
+        Tun::from_fd(descriptor::claim(raw, "a utun device")?, mtu, wanted)
     }
 
     fn of(fd: OwnedFd, mtu: u16) -> io::Result<Tun> {
         let name = interface_name(&fd)?;
-        set_flags(fd.as_raw_fd())?;
+        descriptor::set_flags(fd.as_raw_fd())?;
         Ok(Tun { file: File::from(fd), name, mtu })
     }
 }
@@ -126,17 +117,6 @@ fn interface_name(fd: &OwnedFd) -> io::Result<String> {
     let name = name.get(..len as usize).unwrap_or_default();
     let end = name.iter().position(|octet| *octet == 0).unwrap_or(name.len());
     Ok(String::from_utf8_lossy(&name[..end]).into_owned())
-}
-
-/// `O_NONBLOCK` and `FD_CLOEXEC`.
-fn set_flags(fd: RawFd) -> io::Result<()> {
-    // SAFETY: F_GETFL takes no argument and touches no memory of ours.
-    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-    // SAFETY: F_SETFL and F_SETFD take an integer and touch no memory of ours.
-    let done = flags >= 0
-        && unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) } >= 0
-        && unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } >= 0;
-    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Whether opening a device may succeed when it is tried again: its number is still taken by one that goes.

@@ -15,6 +15,9 @@
 pub mod lifecycle;
 pub mod vnet;
 
+#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+mod descriptor;
+
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod linux;
 #[cfg(any(target_os = "linux", target_os = "android"))]
