@@ -4,6 +4,8 @@
 //! The kernel names interfaces by number, `utun0` and so on: a name of that form asks for its number, any other takes the first that is free. The
 //! interface lives as long as the socket, which is close-on-exec: a process that dies takes it along, with its addresses and routes. There is no
 //! offload, and no way to have it: every packet is summed and at most an MTU long.
+//!
+//! macOS makes one for whom is root (`control`); iOS hands one to a packet tunnel provider, which is read and written the same.
 
 use super::{Device, OpenError, Received};
 use super::{descriptor, utun};
@@ -13,10 +15,16 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// The kernel control that makes interfaces.
-const CONTROL: &[u8] = b"com.apple.net.utun_control";
+#[cfg_attr(target_os = "macos", path = "control_macos.rs")]
+#[cfg_attr(not(target_os = "macos"), path = "control_plain.rs")]
+mod control;
+
+/// The protocol of kernel controls, and the level of their options (sys/sys_domain.h). The headers for iOS leave it out.
+const SYSPROTO_CONTROL: libc::c_int = 2;
+/// The option that tells an interface's name (net/if_utun.h). The headers for iOS leave it out.
+const UTUN_OPT_IFNAME: libc::c_int = 2;
 
 /// A utun device.
 #[derive(Debug)]
@@ -31,14 +39,7 @@ impl Tun {
     /// `host` is going to set. `wanted` is nothing here.
     pub fn open(name: &str, mtu: u16, _wanted: OffloadLevel) -> Result<Tun, OpenError> {
         let fail = |source| open_error(name, source);
-        // SAFETY: the call takes numbers.
-        let raw = unsafe { libc::socket(libc::PF_SYSTEM, libc::SOCK_DGRAM, libc::SYSPROTO_CONTROL) };
-        if raw < 0 {
-            return Err(fail(io::Error::last_os_error()));
-        }
-        // SAFETY: the descriptor was just opened, and nobody else has it.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        connect(&fd, unit(name)).map_err(fail)?;
+        let fd = control::create(name).map_err(fail)?;
         Tun::of(fd, mtu).map_err(fail)
     }
 
@@ -64,39 +65,6 @@ impl Tun {
     }
 }
 
-/// `sc_unit` for an interface of this name: its number and one, or 0 for the first that is free.
-fn unit(name: &str) -> u32 {
-    let number = name.strip_prefix("utun").and_then(|number| number.parse::<u32>().ok());
-    number.and_then(|number| number.checked_add(1)).unwrap_or(0)
-}
-
-/// Connects the socket to the control: that makes the interface.
-fn connect(fd: &OwnedFd, unit: u32) -> io::Result<()> {
-    // SAFETY: the structure is numbers and octets, and zero is a value of each.
-    let mut info: libc::ctl_info = unsafe { std::mem::zeroed() };
-    for (place, octet) in info.ctl_name.iter_mut().zip(CONTROL) {
-        *place = octet.cast_signed();
-    }
-    // SAFETY: the descriptor is open, and CTLIOCGINFO reads and writes one `ctl_info`.
-    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::CTLIOCGINFO, &raw mut info) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let address = libc::sockaddr_ctl {
-        sc_len: size_of::<libc::sockaddr_ctl>() as libc::c_uchar,
-        sc_family: libc::AF_SYSTEM as libc::c_uchar,
-        ss_sysaddr: libc::AF_SYS_CONTROL as u16,
-        sc_id: info.ctl_id,
-        sc_unit: unit,
-        sc_reserved: [0; 5],
-    };
-    let len = size_of::<libc::sockaddr_ctl>() as libc::socklen_t;
-    // SAFETY: the address outlives the call and is as long as is told.
-    if unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
 /// The name of the interface behind the socket; an error for a descriptor of another kind.
 fn interface_name(fd: &OwnedFd) -> io::Result<String> {
     let mut name = [0u8; libc::IFNAMSIZ];
@@ -105,8 +73,8 @@ fn interface_name(fd: &OwnedFd) -> io::Result<String> {
     let result = unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
-            libc::SYSPROTO_CONTROL,
-            libc::UTUN_OPT_IFNAME,
+            SYSPROTO_CONTROL,
+            UTUN_OPT_IFNAME,
             name.as_mut_ptr().cast(),
             &raw mut len,
         )
