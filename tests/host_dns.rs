@@ -17,7 +17,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use ztun::config::{HostPlanConfig, OffloadLevel};
-use ztun::host::dns::Check;
+use ztun::host::DnsCheck;
 use ztun::host::{self, Applied, RunDir};
 use ztun::tun::Tun;
 
@@ -265,13 +265,13 @@ fn a_full_disk_leaves_the_file_as_it_is_and_does_not_keep_it_from_coming_back() 
 fn what_others_write_meanwhile_stands_afterwards_and_ours_until_then() {
     on_a_machine("what_others_write_meanwhile_stands_afterwards_and_ours_until_then", || {
         let mut run = start();
-        assert_eq!(run.applied.dns_check(), Check::Kept);
+        assert_eq!(run.applied.dns_check(), DnsCheck::Kept);
         fs::write("/etc/resolv.conf.new", "# a DHCP client's\nsearch lan\nnameserver 172.16.0.1\n").unwrap();
         let inode = fs::metadata("/etc/resolv.conf.new").unwrap().ino();
         fs::rename("/etc/resolv.conf.new", RESOLV_CONF).unwrap();
-        assert_eq!(run.applied.dns_check(), Check::PutBack);
+        assert_eq!(run.applied.dns_check(), DnsCheck::PutBack);
         assert!(is_ours(), "{}", resolv_conf());
-        assert_eq!(run.applied.dns_check(), Check::Kept);
+        assert_eq!(run.applied.dns_check(), DnsCheck::Kept);
         end(run);
         assert_eq!(resolv_conf(), "# a DHCP client's\nsearch lan\nnameserver 172.16.0.1\n");
         assert_eq!((fs::metadata(RESOLV_CONF).unwrap().ino(), etc().len()), (inode, 1));

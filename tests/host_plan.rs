@@ -5,7 +5,8 @@
 use std::net::IpAddr;
 use ztun::config::HostPlanConfig;
 use ztun::host::change::Change;
-use ztun::host::plan::{Have, Ipv6, Want, plan};
+use ztun::host::plan::{Have, Ipv6, plan};
+use ztun::host::{Reversible, Want};
 
 fn have() -> Have {
     Have {

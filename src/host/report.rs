@@ -1,6 +1,6 @@
 //! What changing and undoing came to: for the log, for programs, and for people.
 
-use super::change::Change;
+use super::reversible::Reversible;
 use core::fmt;
 use std::io;
 
@@ -15,14 +15,14 @@ pub enum Outcome {
 
 /// One undo and what came of it.
 #[derive(Debug)]
-pub struct Step {
+pub struct Step<C> {
     /// The undo.
-    pub change: Change,
+    pub change: C,
     /// What came of it.
     pub result: io::Result<Outcome>,
 }
 
-impl fmt::Display for Step {
+impl<C: Reversible> fmt::Display for Step<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cleanup res={} id=\"{}\" result=", self.change.kind(), self.change)?;
         match &self.result {
@@ -34,17 +34,23 @@ impl fmt::Display for Step {
 }
 
 /// What was undone.
-#[derive(Debug, Default)]
-pub struct Report {
+#[derive(Debug)]
+pub struct Report<C> {
     /// Each undo, in the order in which it was tried.
-    pub steps: Vec<Step>,
+    pub steps: Vec<Step<C>>,
     /// Lines of the journal that described no change; the kernel's tables were searched instead, as always.
     pub unreadable: usize,
     /// What kept the tables or the journal from being read or the journal from being deleted, and what is still there after its undo.
     pub problems: Vec<String>,
 }
 
-impl Report {
+impl<C> Default for Report<C> {
+    fn default() -> Report<C> {
+        Report { steps: Vec::new(), unreadable: 0, problems: Vec::new() }
+    }
+}
+
+impl<C: Reversible> Report<C> {
     /// Whether nothing is left behind.
     pub fn is_ok(&self) -> bool {
         self.problems.is_empty() && self.steps.iter().all(|step| step.result.is_ok())
@@ -69,24 +75,30 @@ impl Report {
 }
 
 /// What a refresh found to do.
-#[derive(Debug, Default)]
-pub struct Refreshed {
+#[derive(Debug)]
+pub struct Refreshed<C> {
     /// Whether the device is another one of the same name.
     pub renewed: bool,
     /// Changes that were made: wanted anew, or lost.
-    pub made: Vec<Change>,
+    pub made: Vec<C>,
     /// Undos of what is not wanted any more.
-    pub undone: Vec<Step>,
+    pub undone: Vec<Step<C>>,
 }
 
-impl Refreshed {
+impl<C> Default for Refreshed<C> {
+    fn default() -> Refreshed<C> {
+        Refreshed { renewed: false, made: Vec::new(), undone: Vec::new() }
+    }
+}
+
+impl<C> Refreshed<C> {
     /// Whether everything was as it should be.
     pub fn is_unchanged(&self) -> bool {
         !self.renewed && self.made.is_empty() && self.undone.is_empty()
     }
 }
 
-impl fmt::Display for Report {
+impl<C: Reversible> fmt::Display for Report<C> {
     /// One line for each undo that did something or failed, and a last one that sums up.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for step in self.steps.iter().filter(|step| !matches!(step.result, Ok(Outcome::Already))) {
@@ -100,4 +112,17 @@ impl fmt::Display for Report {
         }
         f.write_str(&self.summary())
     }
+}
+
+/// What a look at the machine's DNS has shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DnsCheck {
+    /// It is as it should be, or was never changed.
+    Kept,
+    /// Another program had replaced it. What that program wrote stands when the run has ended, and until then ours does.
+    PutBack,
+    /// It is missing, or empty, at this moment: another program may be at it. Look again in a second.
+    Unsettled,
+    /// It is left with what another program wrote, which does so again and again, or cannot be replaced.
+    LeftToOthers,
 }

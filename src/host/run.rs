@@ -18,59 +18,91 @@
 //! no harm.
 
 use super::HostError;
-use super::change::{Change, Hook};
-use super::dns::Situation;
-use super::plan::{Have, Ipv6, Want, plan};
-use super::remedy;
 use super::report::{Outcome, Refreshed, Report, Step};
+use super::reversible::Reversible;
+use super::want::Want;
 use std::io;
+
+mod applied;
+pub(super) mod journal;
+pub(super) mod lock;
+mod remedy;
+mod socket;
+pub use applied::{
+    Applied, dry_run, holder, left_behind, name_servers, restore, restore_in, restore_own, up, up_in,
+};
+pub use lock::{Holder, RunDir};
 
 /// The machine and one device, at one time.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Snapshot {
+pub(super) struct Snapshot<T> {
     /// The device's interface index; `None` when there is none of that name.
     pub(super) index: Option<u32>,
     /// What a plan starts from.
-    pub(super) have: Have,
+    pub(super) have: T,
 }
 
 /// A machine.
 pub(super) trait Host {
+    /// What is changed on it.
+    type Change: Reversible;
+
+    /// What a plan starts from.
+    type Have: Clone;
+
+    /// What there is of DNS before a run has changed it.
+    type Names: Clone;
+
     /// What there is.
-    fn snapshot(&mut self, device: &str) -> io::Result<Snapshot>;
+    fn snapshot(&mut self, device: &str) -> io::Result<Snapshot<Self::Have>>;
 
     /// What there is of DNS, before this run has changed it.
-    fn names(&mut self) -> Situation;
+    fn names(&mut self) -> Self::Names;
+
+    /// The changes that lead from `have` to `want`, in their order; the machine's DNS is left alone without `names`.
+    fn plan(have: Self::Have, names: Option<Self::Names>, want: &Want) -> Vec<Self::Change>;
+
+    /// Whether what `change` makes is there; `shown` is what [`Host::leftovers`] gives.
+    fn is_present(change: &Self::Change, have: &Self::Have, shown: &[Self::Change]) -> bool;
+
+    /// The machine as it would be without `changes`: what the plan that has made them started from.
+    fn without(have: Self::Have, changes: &[Self::Change]) -> Self::Have;
 
     /// Makes one change. Deleting what is not there is no error, and neither is adding what is there and ours.
-    fn apply(&mut self, change: &Change) -> io::Result<Outcome>;
+    fn apply(&mut self, change: &Self::Change) -> io::Result<Outcome>;
 
     /// The undos of everything on the machine that is recognisably ours, whoever left it, in the order in which they are applied.
-    fn leftovers(&mut self) -> io::Result<Vec<Change>>;
+    fn leftovers(&mut self) -> io::Result<Vec<Self::Change>>;
 }
 
 /// What a journal says.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Pending {
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Pending<C> {
     /// Interface index of the device that the run had; `None` when the first line cannot be read.
     pub(super) index: Option<u32>,
     /// Undos, the latest change's first: the order in which they are applied.
-    pub(super) undos: Vec<Change>,
+    pub(super) undos: Vec<C>,
     /// Complete lines that describe no change.
     pub(super) unreadable: usize,
 }
 
+impl<C> Default for Pending<C> {
+    fn default() -> Pending<C> {
+        Pending { index: None, undos: Vec::new(), unreadable: 0 }
+    }
+}
+
 /// Where undos outlive the process.
-pub(super) trait Journal {
+pub(super) trait Journal<C> {
     /// What a run that died has left to undo; nothing when there is no journal.
-    fn pending(&mut self) -> io::Result<Pending>;
+    fn pending(&mut self) -> io::Result<Pending<C>>;
 
     /// Makes the journal say that these undos, the earliest change's first, belong to a run on the device with this interface index: all of it or,
     /// on an error, nothing.
-    fn begin(&mut self, index: u32, undos: &[Change]) -> io::Result<()>;
+    fn begin(&mut self, index: u32, undos: &[C]) -> io::Result<()>;
 
     /// Makes `undo` durable; the change itself is made after that. On an error the journal is as before.
-    fn record(&mut self, undo: &Change) -> io::Result<()>;
+    fn record(&mut self, undo: &C) -> io::Result<()>;
 
     /// Deletes the journal: nothing is left to undo.
     fn clear(&mut self) -> io::Result<()>;
@@ -78,29 +110,29 @@ pub(super) trait Journal {
 
 /// The changes of a run.
 #[derive(Debug)]
-pub(super) struct Run<H, J> {
+pub(super) struct Run<H: Host, J> {
     host: H,
     journal: J,
     want: Want,
     /// Interface index of the device that the changes were made to.
     index: u32,
     /// What was changed and is not undone, in its order.
-    changes: Vec<Change>,
+    changes: Vec<H::Change>,
     /// Undos that a run that died has left, as long as they are not applied.
-    owed: Vec<Change>,
+    owed: Vec<H::Change>,
     /// What the machine refuses and the run can go without.
-    refused: Vec<Change>,
+    refused: Vec<H::Change>,
     /// The machine's DNS before it was changed, when it is to be.
-    names: Option<Situation>,
+    names: Option<H::Names>,
     /// Whether anything is, or may be, left to undo.
     dirty: bool,
     /// Whether the machine's rules and tables are this run's to search.
     routed: bool,
 }
 
-impl Report {
+impl<C: Reversible> Report<C> {
     /// Whether `undo` was tried and failed.
-    fn has_failed(&self, undo: &Change) -> bool {
+    fn has_failed(&self, undo: &C) -> bool {
         self.steps.iter().any(|step| step.change == *undo && step.result.is_err())
     }
 
@@ -118,7 +150,7 @@ impl Report {
     }
 }
 
-impl<H: Host, J: Journal> Run<H, J> {
+impl<H: Host, J: Journal<H::Change>> Run<H, J> {
     /// Makes the machine be as `want` says. With `routed` what the machine shows to be ours is this run's.
     pub(super) fn start(
         mut host: H,
@@ -138,7 +170,7 @@ impl<H: Host, J: Journal> Run<H, J> {
             let left = host
                 .leftovers()
                 .map_err(|source| remedy::failed("cannot read the kernel's tables", source))?;
-            let new: Vec<Change> = left.into_iter().filter(|undo| !inherited.contains(undo)).collect();
+            let new: Vec<H::Change> = left.into_iter().filter(|undo| !inherited.contains(undo)).collect();
             inherited.extend(new);
         }
         let heir = !inherited.is_empty();
@@ -160,7 +192,7 @@ impl<H: Host, J: Journal> Run<H, J> {
         }
     }
 
-    fn set_up(&mut self, mut have: Have) -> Result<(), HostError> {
+    fn set_up(&mut self, mut have: H::Have) -> Result<(), HostError> {
         if !self.owed.is_empty() {
             self.inherit(&have)?;
             have = look(&mut self.host, &self.want.device)?.have;
@@ -168,9 +200,8 @@ impl<H: Host, J: Journal> Run<H, J> {
         self.write_journal()?;
         if !self.want.dns.is_empty() {
             self.names = Some(self.host.names());
-            have.dns.clone_from(&self.names);
         }
-        for change in plan(&have, &self.want) {
+        for change in H::plan(have, self.names.clone(), &self.want) {
             if !self.changes.contains(&change) {
                 self.make(change)?;
             }
@@ -179,15 +210,16 @@ impl<H: Host, J: Journal> Run<H, J> {
     }
 
     /// Takes over what a run that died left: see the module's theory of operation.
-    fn inherit(&mut self, have: &Have) -> Result<(), HostError> {
-        let undos: Vec<Change> = self.owed.iter().rev().cloned().collect();
+    fn inherit(&mut self, have: &H::Have) -> Result<(), HostError> {
+        let undos: Vec<H::Change> = self.owed.iter().rev().cloned().collect();
         self.journal.begin(self.index, &undos).map_err(remedy::journal)?;
         if self.want.kill_switch {
-            for change in plan(have, &self.want).into_iter().filter(Change::outlives_device) {
+            let plan = H::plan(have.clone(), None, &self.want);
+            for change in plan.into_iter().filter(Reversible::outlives_device) {
                 self.make(change)?;
             }
         }
-        let kept: Vec<Change> = self.changes.iter().map(Change::undo).collect();
+        let kept: Vec<H::Change> = self.changes.iter().map(Reversible::undo).collect();
         self.owed.retain(|undo| !kept.contains(undo));
         let mut report = Report::default();
         for change in self.owed.clone() {
@@ -208,7 +240,7 @@ impl<H: Host, J: Journal> Run<H, J> {
     }
 
     /// Makes one change, its undo first in the journal.
-    fn make(&mut self, change: Change) -> Result<(), HostError> {
+    fn make(&mut self, change: H::Change) -> Result<(), HostError> {
         log::debug!("change: {change}");
         self.journal.record(&change.undo()).map_err(remedy::journal)?;
         match self.host.apply(&change) {
@@ -233,19 +265,19 @@ impl<H: Host, J: Journal> Run<H, J> {
         if missing.is_empty() { Ok(()) } else { Err(remedy::not_kept(&missing)) }
     }
 
-    fn missing(&mut self) -> Result<Vec<Change>, HostError> {
+    fn missing(&mut self) -> Result<Vec<H::Change>, HostError> {
         self.verify().map_err(|source| remedy::failed("cannot verify what was changed", source))
     }
 
     /// The changes of this run that the machine does not show.
-    pub(super) fn verify(&mut self) -> io::Result<Vec<Change>> {
+    pub(super) fn verify(&mut self) -> io::Result<Vec<H::Change>> {
         let snapshot = self.host.snapshot(&self.want.device)?;
         let left = self.shown()?;
-        let missing = self.changes.iter().filter(|change| !is_present(change, &snapshot, &left));
+        let missing = self.changes.iter().filter(|change| !H::is_present(change, &snapshot.have, &left));
         Ok(missing.cloned().collect())
     }
 
-    fn shown(&mut self) -> io::Result<Vec<Change>> {
+    fn shown(&mut self) -> io::Result<Vec<H::Change>> {
         if self.routed { self.host.leftovers() } else { Ok(Vec::new()) }
     }
 
@@ -255,7 +287,7 @@ impl<H: Host, J: Journal> Run<H, J> {
         let report = if blocked {
             self.changes.retain(|change| !change.outlives_device());
             let mut report = Report::default();
-            for change in self.changes.iter().rev().map(Change::undo) {
+            for change in self.changes.iter().rev().map(Reversible::undo) {
                 let result = self.host.apply(&change);
                 report.steps.push(Step { change, result });
             }
@@ -276,7 +308,7 @@ impl<H: Host, J: Journal> Run<H, J> {
     }
 
     /// Makes the difference between what is and what is wanted by now.
-    pub(super) fn refresh(&mut self, device: &str) -> Result<Refreshed, HostError> {
+    pub(super) fn refresh(&mut self, device: &str) -> Result<Refreshed<H::Change>, HostError> {
         if device != self.want.device {
             return Err(remedy::no_device(&self.want.device));
         }
@@ -291,11 +323,11 @@ impl<H: Host, J: Journal> Run<H, J> {
             self.index = index;
             self.write_journal()?;
         }
-        let desired = self.desired(without(snapshot.have.clone(), &self.changes));
+        let desired = self.desired(H::without(snapshot.have.clone(), &self.changes));
         for change in &desired {
             if !self.changes.contains(change) {
                 self.make(change.clone())?;
-            } else if is_present(change, &snapshot, &shown) {
+            } else if H::is_present(change, &snapshot.have, &shown) {
                 continue;
             } else {
                 // Its undo is in the journal.
@@ -304,15 +336,16 @@ impl<H: Host, J: Journal> Run<H, J> {
             }
             refreshed.made.push(change.clone());
         }
-        // A filter takes the place of another of its kind.
-        self.changes.retain(|change| desired.contains(change) || !is_replaced(change, &desired));
+        self.changes.retain(|change| {
+            desired.contains(change) || !desired.iter().any(|other| change.is_replaced_by(other))
+        });
         for change in self.changes.iter().rev().filter(|change| !desired.contains(change)) {
             let undo = change.undo();
             let result = self.host.apply(&undo);
             refreshed.undone.push(Step { change: undo, result });
         }
         if !refreshed.is_unchanged() {
-            let stays = |change: &Change| {
+            let stays = |change: &H::Change| {
                 refreshed.undone.iter().all(|step| step.change != change.undo() || step.result.is_err())
             };
             self.changes.retain(stays);
@@ -324,14 +357,14 @@ impl<H: Host, J: Journal> Run<H, J> {
     }
 
     /// What the plan wants by now; `have` is the machine as it would be without this run's changes.
-    fn desired(&self, mut have: Have) -> Vec<Change> {
-        have.dns.clone_from(&self.names);
-        let set = self.changes.iter().find(|change| matches!(change, Change::DnsSet(_)));
-        let mut desired = plan(&have, &self.want);
+    fn desired(&self, have: H::Have) -> Vec<H::Change> {
+        let made = self.changes.iter().find(|change| change.is_made_once());
+        let mut desired = H::plan(have, self.names.clone(), &self.want);
         for change in &mut desired {
-            // Name servers that were set stay as they are: what was before would be put back last if they were set a second time.
-            if let (Change::DnsSet(_), Some(set)) = (&change, set) {
-                change.clone_from(set);
+            if change.is_made_once()
+                && let Some(made) = made
+            {
+                change.clone_from(made);
             }
         }
         desired.retain(|change| !self.refused.contains(change));
@@ -340,12 +373,12 @@ impl<H: Host, J: Journal> Run<H, J> {
 
     /// Makes the journal say what there is to undo, and nothing else.
     fn write_journal(&mut self) -> Result<(), HostError> {
-        let undos: Vec<Change> = self.changes.iter().map(Change::undo).collect();
+        let undos: Vec<H::Change> = self.changes.iter().map(Reversible::undo).collect();
         self.journal.begin(self.index, &undos).map_err(remedy::journal)
     }
 
     /// Undoes everything. What fails stays in the journal. Calling it again tries again what has failed, and does nothing if nothing has.
-    pub(super) fn down(&mut self) -> Report {
+    pub(super) fn down(&mut self) -> Report<H::Change> {
         if !self.dirty {
             return Report::default();
         }
@@ -355,7 +388,8 @@ impl<H: Host, J: Journal> Run<H, J> {
             // The device is gone and has taken them along; one of the same name may be someone else's.
             self.changes.retain(|change| change.device().is_none());
         }
-        let undos = self.changes.iter().rev().map(Change::undo).chain(self.owed.iter().cloned()).collect();
+        let undos =
+            self.changes.iter().rev().map(Reversible::undo).chain(self.owed.iter().cloned()).collect();
         let report = undo_all(&mut self.host, &mut self.journal, undos, self.routed);
         if report.is_ok() {
             self.changes.clear();
@@ -371,7 +405,7 @@ impl<H: Host, J: Journal> Run<H, J> {
     }
 
     /// What was changed and has not been undone.
-    pub(super) fn changes(&self) -> &[Change] {
+    pub(super) fn changes(&self) -> &[H::Change] {
         &self.changes
     }
 
@@ -382,12 +416,12 @@ impl<H: Host, J: Journal> Run<H, J> {
 }
 
 /// Undoes what a run on `device` left behind: what the journal says, then, with `search`, what the machine shows.
-pub(super) fn restore(
-    host: &mut impl Host,
-    journal: &mut impl Journal,
+fn restore_from<H: Host>(
+    host: &mut H,
+    journal: &mut impl Journal<H::Change>,
     device: &str,
     search: bool,
-) -> Report {
+) -> Report<H::Change> {
     let (pending, problem) = match journal.pending() {
         Ok(pending) => (pending, None),
         Err(error) => (Pending::default(), Some(format!("cannot read the journal: {error}"))),
@@ -405,9 +439,9 @@ pub(super) fn restore(
 
 /// The undos that are for this machine as it is: a device that was made again under the same name has none of the old one's addresses and settings,
 /// and may be someone else's.
-fn undos_for(pending: Pending, index: Option<u32>) -> Vec<Change> {
+fn undos_for<C: Reversible>(pending: Pending<C>, index: Option<u32>) -> Vec<C> {
     let same = index.is_some() && pending.index == index;
-    let mut undos: Vec<Change> = Vec::new();
+    let mut undos: Vec<C> = Vec::new();
     for undo in pending.undos.into_iter().filter(|undo| same || undo.device().is_none()) {
         if !undos.contains(&undo) {
             undos.push(undo);
@@ -418,7 +452,12 @@ fn undos_for(pending: Pending, index: Option<u32>) -> Vec<Change> {
 
 /// Applies all undos, whatever each of them comes to; with `search` also those that the machine shows to be missing. The journal is deleted when all
 /// are done.
-fn undo_all(host: &mut impl Host, journal: &mut impl Journal, undos: Vec<Change>, search: bool) -> Report {
+fn undo_all<H: Host>(
+    host: &mut H,
+    journal: &mut impl Journal<H::Change>,
+    undos: Vec<H::Change>,
+    search: bool,
+) -> Report<H::Change> {
     let mut report = Report::default();
     for change in undos {
         let result = host.apply(&change);
@@ -455,72 +494,11 @@ fn undo_all(host: &mut impl Host, journal: &mut impl Journal, undos: Vec<Change>
     report
 }
 
-fn look(host: &mut impl Host, device: &str) -> Result<Snapshot, HostError> {
+fn look<H: Host>(host: &mut H, device: &str) -> Result<Snapshot<H::Have>, HostError> {
     host.snapshot(device)
         .map_err(|source| remedy::failed("cannot read the machine's network configuration", source))
 }
 
-/// Whether what `change` makes is there; `shown` is what [`Host::leftovers`] gives.
-fn is_present(change: &Change, snapshot: &Snapshot, shown: &[Change]) -> bool {
-    let have = &snapshot.have;
-    match change {
-        Change::Ipv6On { .. } => have.ipv6 != Ipv6::OffOnDevice,
-        Change::Ipv6Off { .. } => have.ipv6 != Ipv6::On,
-        Change::AddressAdd(address) => have.addresses.contains(&address.address),
-        Change::AddressDelete(address) => !have.addresses.contains(&address.address),
-        Change::MtuSet { mtu, .. } => have.mtu == *mtu,
-        Change::LinkUp { .. } => have.up,
-        Change::LinkDown { .. } => !have.up,
-        Change::RouteAdd(_) | Change::UnreachableAdd(_) | Change::RuleAdd(_) => {
-            shown.contains(&change.undo())
-        }
-        Change::RouteDelete(_) | Change::UnreachableDelete(_) | Change::RuleDelete(_) => {
-            !shown.contains(change)
-        }
-        Change::FilterAdd(filter) => shows(shown, filter.hook),
-        Change::FilterDelete(filter) => !shows(shown, filter.hook),
-        // Others may write there too, and what they write may have to stand: see `dns::Upkeep`.
-        Change::DnsSet(_) | Change::DnsRestore(_) => true,
-    }
-}
-
-/// Whether the filter of this kind is there, of which the machine shows no more than that.
-fn shows(shown: &[Change], hook: Hook) -> bool {
-    shown.iter().any(|undo| matches!(undo, Change::FilterDelete(filter) if filter.hook == hook))
-}
-
-/// Whether one of `desired` has taken the place of this change: its undo would undo that one.
-fn is_replaced(change: &Change, desired: &[Change]) -> bool {
-    let Change::FilterAdd(old) = change else { return false };
-    desired.iter().any(|other| matches!(other, Change::FilterAdd(new) if new.hook == old.hook))
-}
-
-/// The machine as it would be without `changes`: what the plan that has made them started from.
-fn without(mut have: Have, changes: &[Change]) -> Have {
-    for change in changes {
-        match change {
-            Change::Ipv6On { .. } if have.ipv6 == Ipv6::On => have.ipv6 = Ipv6::OffOnDevice,
-            Change::AddressAdd(address) => have.addresses.retain(|other| *other != address.address),
-            Change::MtuSet { was, .. } => have.mtu = *was,
-            Change::LinkUp { .. } => have.up = false,
-            Change::Ipv6On { .. }
-            | Change::Ipv6Off { .. }
-            | Change::AddressDelete(_)
-            | Change::LinkDown { .. }
-            | Change::RouteAdd(_)
-            | Change::RouteDelete(_)
-            | Change::UnreachableAdd(_)
-            | Change::UnreachableDelete(_)
-            | Change::RuleAdd(_)
-            | Change::RuleDelete(_)
-            | Change::FilterAdd(_)
-            | Change::FilterDelete(_)
-            | Change::DnsSet(_)
-            | Change::DnsRestore(_) => {}
-        }
-    }
-    have
-}
-
+#[cfg(target_os = "linux")]
 #[cfg(test)]
 mod tests;

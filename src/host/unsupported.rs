@@ -1,11 +1,11 @@
 //! Systems whose routes are not managed yet: type-checks, changes nothing.
 
-use super::change::Change;
-use super::dns::Check;
-use super::{HostError, Refreshed, Report};
+use super::{DnsCheck, HostError, Refreshed, Report, Reversible};
 use crate::config::HostPlanConfig;
 use crate::outbound::rule::Proto;
+use core::fmt;
 use core::net::{IpAddr, SocketAddr};
+use core::str::FromStr;
 use std::io;
 use std::path::PathBuf;
 
@@ -15,6 +15,58 @@ const REMEDY: &str = "a Linux machine; here there is `ztun proxy` so far";
 fn unsupported<T>(what: &str) -> Result<T, HostError> {
     let what = format!("{what}: this version has no routes on this system");
     Err(HostError { what, source: io::ErrorKind::Unsupported.into(), remedy: REMEDY.into() })
+}
+
+/// A change, of which there are none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {}
+
+impl fmt::Display for Change {
+    fn fmt(&self, _f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {}
+    }
+}
+
+impl FromStr for Change {
+    type Err = ();
+
+    fn from_str(_line: &str) -> Result<Change, ()> {
+        Err(())
+    }
+}
+
+impl Reversible for Change {
+    fn undo(&self) -> Change {
+        match *self {}
+    }
+
+    fn device(&self) -> Option<&str> {
+        match *self {}
+    }
+
+    fn outlives_device(&self) -> bool {
+        match *self {}
+    }
+
+    fn is_optional(&self) -> bool {
+        match *self {}
+    }
+
+    fn is_made_once(&self) -> bool {
+        match *self {}
+    }
+
+    fn is_replaced_by(&self, _other: &Change) -> bool {
+        match *self {}
+    }
+
+    fn kind(&self) -> &'static str {
+        match *self {}
+    }
+
+    fn remedy(&self, _error: &io::Error) -> Option<&'static str> {
+        match *self {}
+    }
 }
 
 /// What a run changed, which is nothing.
@@ -48,7 +100,7 @@ impl Applied {
     }
 
     /// The name servers.
-    pub fn dns_check(&mut self) -> Check {
+    pub fn dns_check(&mut self) -> DnsCheck {
         match *self {}
     }
 

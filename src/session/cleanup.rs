@@ -1,7 +1,7 @@
 //! What became of everything that a run held: one line for each, and a sum.
 
 use crate::driver::Clock;
-use crate::host::{Outcome, Step};
+use crate::host::{Outcome, Reversible, Step};
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;

@@ -5,7 +5,7 @@
 
 use crate::driver::{Clock, Scene, Service, Tokens};
 use crate::host::Applied;
-use crate::host::dns::Check;
+use crate::host::DnsCheck;
 use crate::time::{Duration, Instant};
 use crate::tun::Tun;
 use mio::Registry;
@@ -46,8 +46,8 @@ impl Service<Tun> for Names {
 
     fn handle_timeout(&mut self, _: &mut Scene<'_, Tun>, now: Instant) {
         let pause = match self.applied.borrow_mut().dns_check() {
-            Check::Unsettled => AGAIN,
-            Check::Kept | Check::PutBack | Check::LeftToOthers => LOOK,
+            DnsCheck::Unsettled => AGAIN,
+            DnsCheck::Kept | DnsCheck::PutBack | DnsCheck::LeftToOthers => LOOK,
         };
         self.next = now + pause;
     }

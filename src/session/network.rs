@@ -28,7 +28,7 @@
 
 use crate::driver::{QUESTION, Scene, Service, SocketView, Tokens};
 use crate::engine::{Engine, SocketId};
-use crate::host::dns::Check;
+use crate::host::DnsCheck;
 use crate::host::{self, Applied};
 use crate::monitor::debounce::{Debounce, SleepWatch};
 use crate::monitor::{
@@ -192,7 +192,7 @@ impl<M: Monitor> NetworkService<M> {
     /// Looks whether another program has replaced the machine's name servers, and again soon when it may be at it.
     fn check_names(&mut self, now: Instant) {
         let check = self.applied.as_ref().map(|applied| applied.borrow_mut().dns_check());
-        self.names = (check == Some(Check::Unsettled)).then_some(now + NAMES_AGAIN);
+        self.names = (check == Some(DnsCheck::Unsettled)).then_some(now + NAMES_AGAIN);
     }
 
     /// The default routes, for people.

@@ -13,7 +13,7 @@ use super::{Ended, RunError, network, notify, probe, replace};
 use crate::config::Config;
 use crate::driver::{Clock, Driver, EgressBinding, Exit, Parts, Service, Signals, Waiter};
 use crate::engine::Engine;
-use crate::host::change::PROTOCOL;
+use crate::host::PROTOCOL;
 use crate::host::{self, LocalProxy};
 use crate::monitor::Own;
 use crate::time::Duration;

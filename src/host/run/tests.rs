@@ -1,10 +1,15 @@
 //! The code that ships, on a machine and with a journal that are values: killed at every step, refused anything, and looked at after every step.
 
+use super::journal::read;
 use super::*;
 use crate::config::{Cidr, HostPlanConfig};
-use crate::host::change::{Action, Address, Family, Filter, Hook, Rule, Selector, TABLE, Unreachable};
-use crate::host::dns::Dns;
-use crate::host::journal::read;
+use crate::host::linux::change::{
+    Action, Address, Change, Family, Filter, Hook, Rule, Selector, TABLE, Unreachable,
+};
+use crate::host::linux::dns::Dns;
+use crate::host::linux::dns::Situation;
+use crate::host::linux::plan::{Have, Ipv6, plan};
+use crate::host::system::Machine;
 use proptest::prelude::*;
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -181,7 +186,23 @@ impl World {
 }
 
 impl Host for Fake {
-    fn snapshot(&mut self, _device: &str) -> io::Result<Snapshot> {
+    type Change = Change;
+    type Have = Have;
+    type Names = Situation;
+
+    fn plan(have: Have, names: Option<Situation>, want: &Want) -> Vec<Change> {
+        Machine::plan(have, names, want)
+    }
+
+    fn is_present(change: &Change, have: &Have, shown: &[Change]) -> bool {
+        Machine::is_present(change, have, shown)
+    }
+
+    fn without(have: Have, changes: &[Change]) -> Have {
+        Machine::without(have, changes)
+    }
+
+    fn snapshot(&mut self, _device: &str) -> io::Result<Snapshot<Have>> {
         let world = self.0.borrow();
         let kernel = &world.kernel;
         let (mtu, up, addresses) = kernel
@@ -241,8 +262,8 @@ impl Fake {
     }
 }
 
-impl Journal for Fake {
-    fn pending(&mut self) -> io::Result<Pending> {
+impl Journal<Change> for Fake {
+    fn pending(&mut self) -> io::Result<Pending<Change>> {
         Ok(self.0.borrow().journal.as_deref().map(read).unwrap_or_default())
     }
 
@@ -328,8 +349,8 @@ fn set_death(fake: &Fake, death: Death) {
     (world.steps, world.death) = (0, Some(death));
 }
 
-fn restored(fake: &Fake) -> Report {
-    restore(&mut fake.clone(), &mut fake.clone(), DEVICE, true)
+fn restored(fake: &Fake) -> Report<Change> {
+    restore_from(&mut fake.clone(), &mut fake.clone(), DEVICE, true)
 }
 
 /// Steps of a whole run, from the start to the end of its clean-up.

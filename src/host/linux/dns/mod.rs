@@ -19,21 +19,16 @@
 //!
 //! No run fails for DNS's sake: what cannot be changed is a warning, because captured queries are answered all the same.
 
+use super::change::Change;
 use core::fmt;
 use core::net::IpAddr;
 
-#[cfg(target_os = "linux")]
 mod command;
-#[cfg(target_os = "linux")]
 mod file;
-#[cfg(target_os = "linux")]
 mod machine;
-#[cfg(target_os = "linux")]
 mod text;
-#[cfg(target_os = "linux")]
 pub use machine::{Places, Upkeep};
-#[cfg(target_os = "linux")]
-pub(super) use machine::{leftovers, observe, restore, servers, set};
+pub(super) use machine::{leftovers, observe, restore, set};
 
 /// Name servers for the machine, and how it is told of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -130,19 +125,6 @@ pub enum Choice {
     LeaveAsIs,
 }
 
-/// What a look at the machine's DNS has shown.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Check {
-    /// It is as it should be, or was never changed.
-    Kept,
-    /// Another program had replaced it. What that program wrote stands when the run has ended, and until then ours does.
-    PutBack,
-    /// It is missing, or empty, at this moment: another program may be at it. Look again in a second.
-    Unsettled,
-    /// It is left with what another program wrote, which does so again and again, or cannot be replaced.
-    LeftToOthers,
-}
-
 /// What is to be done in this situation.
 pub fn choose(situation: &Situation) -> Choice {
     if !situation.own_file {
@@ -166,6 +148,18 @@ pub(super) fn plan(situation: &Situation, device: &str, servers: &[IpAddr]) -> O
         }
         Choice::Change(_) | Choice::LeaveToOthers | Choice::LeaveAsIs => None,
     }
+}
+
+/// Keeps the name servers that `changes` gave the machine, if they did.
+pub(in crate::host) fn upkeep(changes: &[Change]) -> Option<Upkeep> {
+    let set =
+        changes.iter().find_map(|change| if let Change::DnsSet(dns) = change { Some(dns) } else { None });
+    set.and_then(|dns| Upkeep::new(Places::standard(), dns.clone()))
+}
+
+/// The name servers that this machine is set to ask, or was before a run changed it; none where the setting is also that of another network.
+pub(in crate::host) fn name_servers() -> Vec<IpAddr> {
+    machine::servers(&Places::standard())
 }
 
 /// Whether `addr` is one of the public Internet's: what is private, shared, reserved or local is right in one network only
@@ -196,7 +190,7 @@ pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    pub(in crate::host) fn dns() -> impl Strategy<Value = Dns> {
+    pub(in crate::host::linux) fn dns() -> impl Strategy<Value = Dns> {
         let way = proptest::sample::select(&[Way::Resolved, Way::Resolvconf, Way::File][..]);
         let server = prop_oneof![
             any::<[u8; 4]>().prop_map(IpAddr::from),

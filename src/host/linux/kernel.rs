@@ -9,11 +9,12 @@ use super::change::{
     Action, Address, Change, Family, LAST_METRIC, PROTOCOL, Route, Rule, SERVICES, Selector, TABLE,
     Transport, Unreachable,
 };
-use super::netlink::Netlink;
 use super::plan::{FIRST_PREFERENCE, Have, Ipv6, LAST_PREFERENCE};
-use super::report::Outcome;
 use super::standin;
 use crate::config::Cidr;
+use crate::host::Outcome;
+use crate::host::Reversible;
+use crate::netlink::Netlink;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};

@@ -392,7 +392,7 @@ impl Place {
 
 /// The name servers in a resolv.conf(5).
 pub(super) fn nameservers(octets: &[u8]) -> Vec<IpAddr> {
-    crate::host::netns::all_nameservers(&String::from_utf8_lossy(octets)).collect()
+    crate::host::linux::netns::all_nameservers(&String::from_utf8_lossy(octets)).collect()
 }
 
 fn meta_of(meta: &Metadata) -> Meta {

@@ -17,7 +17,7 @@
 //!
 //! A file with such a first line anywhere in it counts as ours: whatever someone has added, its name servers are gone with the tunnel.
 
-use crate::host::netns;
+use crate::host::linux::netns;
 use core::fmt::Write as _;
 use std::net::IpAddr;
 

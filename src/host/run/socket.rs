@@ -1,6 +1,6 @@
 //! Where the control socket of a run is.
 
-use super::RunDir;
+use super::lock::RunDir;
 use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;

@@ -19,12 +19,12 @@
 //! Root in this machine's first user namespace needs no other one. Everyone else gets one in which they are who they are outside, with the rights
 //! over the new namespaces that go when the program is executed.
 
-use super::HostError;
 use super::change::{Address, Change, Family, MAIN_TABLE, Route};
-use super::linux::{self, apply};
-use super::netlink::Netlink;
+use super::kernel::{self, apply};
 use super::process::{Child, fork};
 use crate::config::Cidr;
+use crate::host::HostError;
+use crate::netlink::Netlink;
 use std::ffi::{CString, OsString};
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -147,7 +147,7 @@ fn set_up<D>(inside: &Inside, open: impl FnOnce() -> Result<D, HostError>) -> Re
     let mut netlink = Netlink::route().map_err(step("talk to the kernel"))?;
     apply(&mut netlink, &Change::LinkUp { device: "lo".into() }).map_err(step("bring loopback up"))?;
     let device = open()?;
-    let have = linux::snapshot(&mut netlink, &inside.device).map_err(step("look at the device"))?;
+    let have = kernel::snapshot(&mut netlink, &inside.device).map_err(step("look at the device"))?;
     for change in changes(inside, &have) {
         log::debug!("private namespace: {change}");
         apply(&mut netlink, &change).map_err(step("set the device up"))?;

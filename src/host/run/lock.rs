@@ -4,8 +4,8 @@
 //! one that belongs to someone else is refused. In it, for the device `ztun0`:
 //!
 //! - `ztun0.journal`: see [`journal`](super::journal).
-//! - `ztun0.lock`: locked with `flock` by the run that has the device; it holds the process id and the time at which the process was started (field
-//!   22 of `/proc/PID/stat`, in clock ticks since boot), which tells it from a later process with the same id.
+//! - `ztun0.lock`: locked with `flock` by the run that has the device; it holds the process id and the time at which the process was started, as the
+//!   system counts, which tells it from a later process with the same id.
 //! - `.routes.lock`: the same for the table and the rules, which all devices share.
 //!
 //! The files of a run in a network namespace of its own, which has devices, routes and rules of its own, carry that
@@ -17,7 +17,8 @@
 //! A process that was killed has its locks until the kernel has taken it down, device and all, which takes a moment. Whoever comes in that moment waits
 //! for its end.
 
-use super::process::{Other, in_first_network};
+use crate::host::process::Other;
+use crate::host::system;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -44,7 +45,7 @@ impl RunDir {
 
     /// Another directory.
     pub fn at(path: PathBuf) -> RunDir {
-        RunDir { path, suffix: namespace_suffix() }
+        RunDir { path, suffix: system::files_suffix() }
     }
 
     /// The directory.
@@ -53,11 +54,11 @@ impl RunDir {
     }
 
     /// What stands between a file's stem and its extension: the number of a network namespace of one's own.
-    pub(super) fn suffix(&self) -> &str {
+    pub(in crate::host) fn suffix(&self) -> &str {
         &self.suffix
     }
 
-    pub(super) fn file(&self, stem: &str, extension: &str) -> PathBuf {
+    pub(in crate::host) fn file(&self, stem: &str, extension: &str) -> PathBuf {
         self.path.join(format!("{stem}{}.{extension}", self.suffix))
     }
 
@@ -79,20 +80,12 @@ impl RunDir {
     }
 }
 
-/// Empty in the machine's own network namespace, `@NUMBER` in others.
-fn namespace_suffix() -> String {
-    match fs::metadata("/proc/thread-self/ns/net") {
-        Ok(own) if !in_first_network() => format!("@{}", own.ino()),
-        Ok(_) | Err(_) => String::new(),
-    }
-}
-
 /// A process that has a lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Holder {
     /// Its process id.
     pub pid: u32,
-    /// When it was started: field 22 of `/proc/PID/stat`, in clock ticks since boot. With the id, no other process has it.
+    /// When it was started, as the system counts. With the id, no other process has it.
     pub started: u64,
 }
 
@@ -100,7 +93,8 @@ impl Holder {
     /// This process.
     fn own() -> io::Result<Holder> {
         let pid = std::process::id();
-        let started = start_time(pid).ok_or_else(|| io::Error::other("cannot read /proc/self/stat"))?;
+        let started = system::start_time(pid)
+            .ok_or_else(|| io::Error::other("the system does not tell when this process was started"))?;
         Ok(Holder { pid, started })
     }
 
@@ -114,41 +108,11 @@ impl Holder {
     /// Whether the process lives and is a ztun: its start time is the one that it wrote, and it runs a program of that name, or this very program. One
     /// that was killed and has not ended yet does not live.
     pub fn is_alive(&self) -> bool {
-        if start_time(self.pid) != Some(self.started) || is_ending(self.pid) {
+        if system::start_time(self.pid) != Some(self.started) || system::is_ending(self.pid) {
             return false;
         }
-        let program = match fs::read_link(format!("/proc/{}/exe", self.pid)) {
-            Ok(program) => program,
-            // It may do more than we may: then it tells its name only.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                let name = fs::read_to_string(format!("/proc/{}/comm", self.pid));
-                return name.is_ok_and(|name| name.starts_with("ztun"));
-            }
-            Err(_) => return false,
-        };
-        let named = program.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ztun"));
-        named || fs::read_link("/proc/self/exe").is_ok_and(|own| own == program)
+        system::is_ztun(self.pid)
     }
-}
-
-/// When a process was started, in clock ticks since boot.
-fn start_time(pid: u32) -> Option<u64> {
-    stat(pid, 22)
-}
-
-/// Whether a process was killed or is on its way out: signals that wait for it, and PF_EXITING of linux/sched.h among its flags.
-fn is_ending(pid: u32) -> bool {
-    const EXITING: u64 = 0x4;
-    let killed = stat(pid, 31).is_some_and(|signals| signals & 1 << (libc::SIGKILL - 1) != 0);
-    killed || stat(pid, 9).is_some_and(|flags| flags & EXITING != 0)
-}
-
-/// A field of proc_pid_stat(5), by its number there; the first that can be asked for is the fourth.
-fn stat(pid: u32, field: usize) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the program's name in brackets, which may contain anything; the third field follows its last bracket.
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_whitespace().nth(field.checked_sub(3)?)?.parse().ok()
 }
 
 /// The live ztun that has the device `name`, by its files in `dir`.
@@ -159,7 +123,7 @@ pub(super) fn holder_in(dir: &RunDir, name: &str) -> Option<Holder> {
 
 /// Why a lock was not taken.
 #[derive(Debug)]
-pub(super) enum LockError {
+pub(in crate::host) enum LockError {
     /// A live process has it.
     Held {
         /// That process, if it has said who it is yet.
@@ -177,19 +141,19 @@ impl From<io::Error> for LockError {
 
 /// A lock; released, and its file deleted, when dropped. The kernel releases it when the process dies.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(in crate::host) struct Lock {
     file: File,
     path: PathBuf,
 }
 
 impl Lock {
     /// Takes the lock on the device `name`.
-    pub(super) fn device(dir: &RunDir, name: &str) -> Result<Lock, LockError> {
+    pub(in crate::host) fn device(dir: &RunDir, name: &str) -> Result<Lock, LockError> {
         Lock::take(dir, name)
     }
 
     /// Takes the lock on the table and the rules.
-    pub(super) fn routes(dir: &RunDir) -> Result<Lock, LockError> {
+    pub(in crate::host) fn routes(dir: &RunDir) -> Result<Lock, LockError> {
         // With a dot in front it sorts first and is no name that the kernel gives by itself.
         Lock::take(dir, ".routes")
     }
@@ -302,7 +266,7 @@ mod tests {
         let own = Holder::own().unwrap();
         assert!(own.is_alive());
         assert!(!Holder { started: own.started + 1, ..own }.is_alive());
-        let init = Holder { pid: 1, started: start_time(1).unwrap() };
+        let init = Holder { pid: 1, started: system::start_time(1).unwrap() };
         assert!(!init.is_alive(), "process 1 is no ztun");
     }
 

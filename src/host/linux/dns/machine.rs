@@ -9,12 +9,13 @@
 //! one file that is mounted over it (with one), or not at all (a container). The three are told apart by comparing files with those that process 1
 //! sees, symbolic links followed inside of its root: a file that is the same is never touched, and in a directory that is the same nothing is renamed.
 
+use super::super::kernel;
 use super::command::Programs;
 use super::file::{Place, nameservers};
 use super::text::Whose;
-use super::{Check, Choice, Dns, Situation, Way, choose};
-use crate::host::process::{first_process, in_first_network};
-use crate::host::{Outcome, RunDir, linux};
+use super::{Choice, Dns, Situation, Way, choose};
+use crate::host::linux::process::{first_process, in_first_network};
+use crate::host::{DnsCheck, Outcome, RunDir};
 use std::ffi::CString;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
@@ -175,7 +176,7 @@ fn open_in_root(root: &File, path: &Path) -> io::Result<File> {
 }
 
 /// Looks at the machine's DNS. systemd-resolved is asked whether it is there, which may take a few seconds where it is ill.
-pub(in crate::host) fn observe(places: &Places) -> Situation {
+pub(in crate::host::linux) fn observe(places: &Places) -> Situation {
     let extent = places.extent();
     let octets = original(places, extent);
     let servers = nameservers(&octets);
@@ -215,12 +216,12 @@ fn original(places: &Places, extent: Extent) -> Vec<u8> {
 }
 
 /// The name servers that [`observe`] sees; no other program is asked.
-pub(in crate::host) fn servers(places: &Places) -> Vec<IpAddr> {
+pub(in crate::host::linux) fn servers(places: &Places) -> Vec<IpAddr> {
     nameservers(&original(places, places.extent()))
 }
 
 /// Tells the machine its name servers. What fails is a warning, and as before.
-pub(in crate::host) fn set(places: &Places, dns: &Dns) -> Outcome {
+pub(in crate::host::linux) fn set(places: &Places, dns: &Dns) -> Outcome {
     let result = match dns.way {
         Way::Resolved => set_resolved(places, dns, PATIENCE),
         Way::Resolvconf => set_resolvconf(places, dns),
@@ -273,10 +274,10 @@ fn remedy(way: Way, error: &io::Error) -> &'static str {
 /// # Errors
 ///
 /// It stands and cannot be undone: what, why and what to try.
-pub(in crate::host) fn restore(places: &Places, dns: &Dns) -> io::Result<Outcome> {
+pub(in crate::host::linux) fn restore(places: &Places, dns: &Dns) -> io::Result<Outcome> {
     match dns.way {
         Way::Resolved => {
-            if linux::index_of(&dns.device).is_err() {
+            if kernel::index_of(&dns.device).is_err() {
                 return Ok(Outcome::Already);
             }
             match places.programs.run("resolvectl", &["revert", &dns.device], "", SHORT_PATIENCE) {
@@ -303,7 +304,7 @@ pub(in crate::host) fn restore(places: &Places, dns: &Dns) -> io::Result<Outcome
 }
 
 /// What a run that died has left of its DNS, found without a journal.
-pub(in crate::host) fn leftovers(places: &Places) -> Vec<Dns> {
+pub(in crate::host::linux) fn leftovers(places: &Places) -> Vec<Dns> {
     let extent = places.extent();
     let mut found = Vec::new();
     if let Some((device, servers)) = places.place(extent).and_then(|place| place.leftover()) {
@@ -364,7 +365,7 @@ fn record_of(dns: &Dns) -> String {
 fn set_resolvconf(places: &Places, dns: &Dns) -> io::Result<()> {
     let found = places.place(places.extent()).and_then(|place| place.whose().ok());
     let octets = found.map(|(_, octets)| octets).unwrap_or_default();
-    let text = crate::host::netns::resolv_conf(&String::from_utf8_lossy(&octets), &dns.servers);
+    let text = crate::host::linux::netns::resolv_conf(&String::from_utf8_lossy(&octets), &dns.servers);
     // -m 0 -x: with the highest preference, and no others (openresolv).
     places.programs.run("resolvconf", &["-a", &record_of(dns), "-m", "0", "-x"], &text, PATIENCE)
 }
@@ -399,13 +400,13 @@ pub struct Upkeep {
 
 impl Upkeep {
     /// Of what [`set`] has set; `None` when it failed, or when it keeps itself.
-    pub(in crate::host) fn new(places: Places, dns: Dns) -> Option<Upkeep> {
+    pub(in crate::host::linux) fn new(places: Places, dns: Dns) -> Option<Upkeep> {
         let upkeep = Upkeep { places, dns, put_backs: PUT_BACKS, looks: 0, unsettled: false, said: false };
         (upkeep.dns.way != Way::Resolvconf && upkeep.stands() == Some(true)).then_some(upkeep)
     }
 
     /// Looks whether what was set still stands, and puts it back if another program has replaced it. Cost: a few system calls when it stands.
-    pub fn check(&mut self) -> Check {
+    pub fn check(&mut self) -> DnsCheck {
         self.looks += 1;
         if self.looks == LOOKS_FOR_ONE_MORE {
             (self.looks, self.put_backs) = (0, PUT_BACKS.min(self.put_backs + 1));
@@ -414,11 +415,11 @@ impl Upkeep {
             Some(true) => {
                 self.unsettled = false;
                 self.said &= self.put_backs < PUT_BACKS;
-                return Check::Kept;
+                return DnsCheck::Kept;
             }
             None if !self.unsettled => {
                 self.unsettled = true;
-                return Check::Unsettled;
+                return DnsCheck::Unsettled;
             }
             Some(false) | None => self.unsettled = false,
         }
@@ -435,7 +436,7 @@ impl Upkeep {
                 log::info!(
                     "another program has replaced {what}: what it wrote stands when this run has ended"
                 );
-                Check::PutBack
+                DnsCheck::PutBack
             }
             Err(error) => {
                 self.put_backs = 0;
@@ -445,7 +446,7 @@ impl Upkeep {
                          Queries to port 53 are captured all the same"
                     );
                 }
-                Check::LeftToOthers
+                DnsCheck::LeftToOthers
             }
         }
     }
@@ -665,13 +666,13 @@ case $1 in -a) cat > records/$2;; -d) rm records/$2;; esac
     fn what_another_program_writes_is_replaced_and_stands_afterwards() {
         let machine = Machine::new(LAN, &[]);
         let mut upkeep = kept(&machine, Way::File);
-        assert_eq!(upkeep.check(), Check::Kept);
+        assert_eq!(upkeep.check(), DnsCheck::Kept);
         fs::write(&machine.places.resolv_conf, "search new\nnameserver 172.16.0.1\n").unwrap();
-        assert_eq!(upkeep.check(), Check::PutBack);
+        assert_eq!(upkeep.check(), DnsCheck::PutBack);
         assert!(
             machine.text().ends_with("search new\nnameserver 198.18.0.2\nnameserver fd7a:7a74:756e::2\n")
         );
-        assert_eq!(upkeep.check(), Check::Kept);
+        assert_eq!(upkeep.check(), DnsCheck::Kept);
         assert_eq!(restore(&machine.places, &dns(Way::File)).unwrap(), Outcome::Done);
         assert_eq!(machine.text(), "search new\nnameserver 172.16.0.1\n");
     }
@@ -682,11 +683,11 @@ case $1 in -a) cat > records/$2;; -d) rm records/$2;; esac
         let machine = Machine::new(LAN, &[]);
         let mut upkeep = kept(&machine, Way::File);
         fs::remove_file(&machine.places.resolv_conf).unwrap();
-        assert_eq!(upkeep.check(), Check::Unsettled);
+        assert_eq!(upkeep.check(), DnsCheck::Unsettled);
         fs::write(&machine.places.resolv_conf, "").unwrap();
-        assert_eq!(upkeep.check(), Check::PutBack);
+        assert_eq!(upkeep.check(), DnsCheck::PutBack);
         fs::remove_file(&machine.places.resolv_conf).unwrap();
-        assert_eq!((upkeep.check(), upkeep.check()), (Check::Unsettled, Check::PutBack));
+        assert_eq!((upkeep.check(), upkeep.check()), (DnsCheck::Unsettled, DnsCheck::PutBack));
         assert_eq!(restore(&machine.places, &dns(Way::File)).unwrap(), Outcome::Done);
         assert!(fs::symlink_metadata(&machine.places.resolv_conf).is_err());
     }
@@ -700,10 +701,10 @@ case $1 in -a) cat > records/$2;; -d) rm records/$2;; esac
             fs::write(&machine.places.resolv_conf, LAN).unwrap();
             checks.push(upkeep.check());
         }
-        assert!(checks[..10].iter().all(|check| *check == Check::PutBack), "{checks:?}");
-        let later = checks[10..].iter().filter(|check| **check == Check::PutBack).count();
+        assert!(checks[..10].iter().all(|check| *check == DnsCheck::PutBack), "{checks:?}");
+        let later = checks[10..].iter().filter(|check| **check == DnsCheck::PutBack).count();
         assert!((1..=5).contains(&later), "{checks:?}");
-        assert!(checks[10..].iter().all(|check| matches!(check, Check::PutBack | Check::LeftToOthers)));
+        assert!(checks[10..].iter().all(|check| matches!(check, DnsCheck::PutBack | DnsCheck::LeftToOthers)));
     }
 
     #[test]
@@ -711,9 +712,9 @@ case $1 in -a) cat > records/$2;; -d) rm records/$2;; esac
         let remember = "[ $1 = dns ] && printf 'nameserver %s\\n' $3 $4 > resolve/resolv.conf; true";
         let machine = Machine::new("nameserver 127.0.0.53\n", &[("resolvectl", remember)]);
         let mut upkeep = kept(&machine, Way::Resolved);
-        assert_eq!(upkeep.check(), Check::Kept);
+        assert_eq!(upkeep.check(), DnsCheck::Kept);
         fs::write(machine.path("resolve/resolv.conf"), LAN).unwrap();
-        assert_eq!((upkeep.check(), upkeep.check()), (Check::PutBack, Check::Kept));
+        assert_eq!((upkeep.check(), upkeep.check()), (DnsCheck::PutBack, DnsCheck::Kept));
     }
 
     #[test]

@@ -15,8 +15,8 @@
 //! processes are looked for only when the kernel has given out process ids since the last look, and only among those. A proxy that is
 //! restarted is found again by its listening address.
 
-use super::linux::is_own_address;
-use super::netlink::Netlink;
+use super::kernel::is_own_address;
+use crate::netlink::Netlink;
 use crate::outbound::rule::Proto;
 use netlink_packet_sock_diag::SockDiagMessage;
 use netlink_packet_sock_diag::constants::{AF_INET, AF_INET6, IPPROTO_TCP, IPPROTO_UDP};

@@ -8,7 +8,7 @@
 //! routes that refuse in its place.
 
 use super::change::{Address, Change, Route};
-use super::linux::{self, address_message, route_message, set_ipv6, set_link};
+use super::kernel::{self, address_message, route_message, set_ipv6, set_link};
 use crate::config::Cidr;
 use crate::netlink::Netlink;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -37,7 +37,8 @@ pub fn stand_in_name(device: &str) -> String {
 }
 
 /// Gives `device`, which exists and dies with this process, what `changes` give the first one.
-pub(super) fn stand_in(netlink: &mut Netlink, device: &str, changes: &[Change]) -> io::Result<()> {
+pub(in crate::host) fn stand_in(device: &str, changes: &[Change]) -> io::Result<()> {
+    let mut netlink = Netlink::route()?;
     let create = NLM_F_CREATE | NLM_F_EXCL;
     for change in changes {
         if let Change::Ipv6On { .. } = change {
@@ -50,7 +51,7 @@ pub(super) fn stand_in(netlink: &mut Netlink, device: &str, changes: &[Change]) 
             netlink.acknowledged(RouteNetlinkMessage::NewAddress(address_message(&copy)?), create)?;
         }
     }
-    set_link(netlink, device, |message| {
+    set_link(&mut netlink, device, |message| {
         message.header.flags = LinkFlags::Up;
         message.header.change_mask = LinkFlags::Up;
     })?;
@@ -62,13 +63,14 @@ pub(super) fn stand_in(netlink: &mut Netlink, device: &str, changes: &[Change]) 
             netlink.acknowledged(RouteNetlinkMessage::NewRoute(message), create)?;
         }
     }
-    log::debug!("{device} stands in for a device that is deleted: index {:?}", linux::index_of(device));
+    log::debug!("{device} stands in for a device that is deleted: index {:?}", kernel::index_of(device));
     Ok(())
 }
 
 /// Whether all of `changes` that lead into the first device lead into `device` as well.
-pub(super) fn is_whole(netlink: &mut Netlink, device: &str, changes: &[Change]) -> io::Result<bool> {
-    let Ok(index) = linux::index_of(device) else { return Ok(false) };
+pub(in crate::host) fn is_stood_in(device: &str, changes: &[Change]) -> io::Result<bool> {
+    let mut netlink = Netlink::route()?;
+    let Ok(index) = kernel::index_of(device) else { return Ok(false) };
     let mut there = 0;
     for message in netlink.dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))? {
         let RouteNetlinkMessage::NewRoute(message) = message else { continue };

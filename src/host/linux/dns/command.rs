@@ -127,7 +127,7 @@ pub(super) mod tests {
     use super::*;
 
     /// Programs that are the scripts given, in a directory of the test's.
-    pub(in crate::host::dns) fn scripts(directory: &Path, scripts: &[(&str, &str)]) -> Programs {
+    pub(in crate::host::linux::dns) fn scripts(directory: &Path, scripts: &[(&str, &str)]) -> Programs {
         for (name, script) in scripts {
             let path = directory.join(name);
             std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();

@@ -6,12 +6,12 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "the attributes are the kernel's, and it adds to them")]
 
 use super::change::{Family, PROTOCOL};
-use super::linux;
-use super::lock::RunDir;
-use super::netlink::Netlink;
+use super::kernel;
 use super::nft::Nft;
 use super::process::fork;
 use crate::config::Cidr;
+use crate::host::{Reversible, RunDir};
+use crate::netlink::Netlink;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteNextHop, RouteType,
@@ -135,7 +135,7 @@ fn interface(message: RouteNetlinkMessage) -> Option<Interface> {
 
 /// The addresses of all interfaces but loopback, with their interface's index; those that are valid on their link only are left out.
 pub fn addresses() -> io::Result<Vec<(u32, Cidr)>> {
-    let all = linux::all_addresses(&mut Netlink::route()?)?;
+    let all = kernel::all_addresses(&mut Netlink::route()?)?;
     let wide = |addr: IpAddr| match addr {
         IpAddr::V4(addr) => !addr.is_loopback() && !addr.is_link_local(),
         IpAddr::V6(addr) => !addr.is_loopback() && !addr.is_unicast_link_local(),
@@ -307,7 +307,7 @@ pub fn remains(dir: &RunDir) -> io::Result<Remains> {
     journals.sort_unstable();
     journals.retain(|stem| !remains.live.iter().any(|(device, _)| device == stem));
     remains.journals = journals;
-    let changes = super::session::left_behind()?;
+    let changes = crate::host::left_behind()?;
     // What is left is undone by a deletion; what is there is the deletion's undo.
     remains.changes = changes.iter().map(|change| change.undo().to_string()).collect();
     Ok(remains)
@@ -480,15 +480,15 @@ mod tests {
     /// L-14: a lock that a live process holds is seen without being taken, a file that nobody holds is a dead run's.
     #[test]
     fn live_runs_are_told_from_what_dead_ones_left() {
-        use super::super::journal::FileJournal;
-        use super::super::lock::Lock;
-        use super::super::run::Journal;
+        use crate::host::run::Journal;
+        use crate::host::run::journal::FileJournal;
+        use crate::host::run::lock::Lock;
         let dir = tempfile::tempdir().unwrap();
         let run = RunDir::at(dir.path().join("run"));
         assert_eq!(remains(&run).unwrap().live, []);
         let lock = Lock::device(&run, "a0").unwrap();
-        FileJournal::new(&run, "a0").begin(1, &[]).unwrap();
-        FileJournal::new(&run, "b0").begin(1, &[]).unwrap();
+        FileJournal::new(&run, "a0").begin(1, &[] as &[crate::host::Change]).unwrap();
+        FileJournal::new(&run, "b0").begin(1, &[] as &[crate::host::Change]).unwrap();
         let found = remains(&run).unwrap();
         assert_eq!(found.live, [("a0".to_owned(), Some(std::process::id()))]);
         assert_eq!(found.journals, ["b0"]);

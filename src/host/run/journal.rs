@@ -4,9 +4,9 @@
 //! undo of every change in the order of the changes, one line each. A line counts when its newline is there: a torn one was never synced, so its change
 //! was never made. A journal that is written anew takes its name in one step (rename): there is the old one or the new one.
 
-use super::change::Change;
 use super::lock::RunDir;
-use super::run::{Journal, Pending};
+use super::{Journal, Pending};
+use crate::host::reversible::Reversible;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,7 +16,7 @@ const FORMAT: &str = "ztun-journal 1";
 
 /// The journal of one device.
 #[derive(Debug)]
-pub(super) struct FileJournal {
+pub(in crate::host) struct FileJournal {
     path: PathBuf,
     /// Where a new journal is written before it takes the name of the old one.
     draft: PathBuf,
@@ -25,7 +25,7 @@ pub(super) struct FileJournal {
 
 impl FileJournal {
     /// The journal of the device `name`. The caller has its lock.
-    pub(super) fn new(dir: &RunDir, name: &str) -> FileJournal {
+    pub(in crate::host) fn new(dir: &RunDir, name: &str) -> FileJournal {
         FileJournal { path: dir.file(name, "journal"), draft: dir.file(name, "draft"), file: None }
     }
 
@@ -46,8 +46,8 @@ impl FileJournal {
     }
 }
 
-impl Journal for FileJournal {
-    fn pending(&mut self) -> io::Result<Pending> {
+impl<C: Reversible> Journal<C> for FileJournal {
+    fn pending(&mut self) -> io::Result<Pending<C>> {
         let mut octets = Vec::new();
         match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(&self.path)
         {
@@ -58,7 +58,7 @@ impl Journal for FileJournal {
         Ok(read(&String::from_utf8_lossy(&octets)))
     }
 
-    fn begin(&mut self, index: u32, undos: &[Change]) -> io::Result<()> {
+    fn begin(&mut self, index: u32, undos: &[C]) -> io::Result<()> {
         let mut text = format!("{FORMAT} index {index}\n");
         for undo in undos {
             text.push_str(&format!("{undo}\n"));
@@ -72,7 +72,7 @@ impl Journal for FileJournal {
         Ok(())
     }
 
-    fn record(&mut self, undo: &Change) -> io::Result<()> {
+    fn record(&mut self, undo: &C) -> io::Result<()> {
         let Some(file) = &mut self.file else {
             return Err(io::Error::new(io::ErrorKind::NotFound, "the journal was not begun"));
         };
@@ -101,7 +101,7 @@ fn remove(path: &Path) -> io::Result<bool> {
     }
 }
 
-pub(super) fn read(text: &str) -> Pending {
+pub(super) fn read<C: Reversible>(text: &str) -> Pending<C> {
     let mut pending = Pending::default();
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let Some(line) = line.strip_suffix('\n') else { continue };
@@ -125,11 +125,13 @@ fn sync_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
+#[cfg(target_os = "linux")]
 #[cfg(test)]
 mod tests {
+    use super::super::lock::Lock;
     use super::*;
-    use crate::host::change::tests::change;
-    use crate::host::lock::Lock;
+    use crate::host::linux::change::Change;
+    use crate::host::linux::change::tests::change;
     use proptest::prelude::*;
 
     fn dir() -> (tempfile::TempDir, RunDir) {
@@ -147,8 +149,9 @@ mod tests {
         let (_temporary, dir) = dir();
         let _lock = Lock::device(&dir, "ztun0").unwrap();
         let mut journal = FileJournal::new(&dir, "ztun0");
-        assert_eq!(journal.pending().unwrap(), Pending::default());
-        journal.begin(7, &[]).unwrap();
+        let nothing = Pending::<Change>::default();
+        assert_eq!(journal.pending().unwrap(), nothing);
+        journal.begin(7, &[] as &[Change]).unwrap();
         journal.record(&up().undo()).unwrap();
         journal.record(&up()).unwrap();
         let pending = FileJournal::new(&dir, "ztun0").pending().unwrap();
@@ -157,9 +160,9 @@ mod tests {
         journal.record(&up().undo()).unwrap();
         let pending = FileJournal::new(&dir, "ztun0").pending().unwrap();
         assert_eq!(pending, Pending { index: Some(8), undos: vec![up().undo(), up()], unreadable: 0 });
-        journal.clear().unwrap();
-        journal.clear().unwrap();
-        assert_eq!(journal.pending().unwrap(), Pending::default());
+        Journal::<Change>::clear(&mut journal).unwrap();
+        Journal::<Change>::clear(&mut journal).unwrap();
+        assert_eq!(journal.pending().unwrap(), nothing);
     }
 
     #[test]
@@ -170,10 +173,10 @@ mod tests {
 
     #[test]
     fn a_torn_last_line_is_not_an_undo_and_rubbish_is_counted() {
-        assert_eq!(read("ztun-journal 1 index 7\nlink up dev ztun0").undos, []);
+        assert_eq!(read::<Change>("ztun-journal 1 index 7\nlink up dev ztun0").undos, []);
         let pending = read("ztun-journal 1 index x\n\0\u{fffd}\nlink up dev ztun0\n");
         assert_eq!(pending, Pending { index: None, undos: vec![up()], unreadable: 2 });
-        assert_eq!(read(""), Pending::default());
+        assert_eq!(read::<Change>(""), Pending::default());
     }
 
     proptest! {
@@ -183,14 +186,14 @@ mod tests {
             rubbish in ".*",
             cut in any::<proptest::sample::Index>(),
         ) {
-            read(&rubbish);
+            read::<Change>(&rubbish);
             let text: String = changes.iter().map(|change| format!("{change}\n")).collect();
             let text = format!("{FORMAT} index 3\n{text}");
             let torn = &text[..cut.index(text.len() + 1)];
             let whole = torn.matches('\n').count().saturating_sub(1);
             let mut expected = changes[..whole].to_vec();
             expected.reverse();
-            prop_assert_eq!(read(torn).undos, expected);
+            prop_assert_eq!(read::<Change>(torn).undos, expected);
         }
     }
 }

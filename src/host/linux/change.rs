@@ -5,13 +5,13 @@
 
 use super::dns::Dns;
 use crate::config::Cidr;
+use crate::host::reversible::Reversible;
+pub use crate::host::want::{Family, PROTOCOL};
 use core::fmt;
 use core::net::IpAddr;
 use core::ops::RangeInclusive;
 use core::str::FromStr;
-
-/// Everything of ours in the kernel's tables carries this protocol number (RTA_PROTOCOL, FRA_PROTOCOL): 'z'.
-pub const PROTOCOL: u8 = 122;
+use std::io;
 
 /// The table that leads into the device: "zt".
 pub const TABLE: u32 = 0x7a74;
@@ -37,22 +37,6 @@ pub enum Hook {
     Packets,
     /// ARP.
     Arp,
-}
-
-/// A version of IP.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// The family of a network.
-    pub fn of(net: &Cidr) -> Family {
-        if net.addr.is_ipv4() { Family::V4 } else { Family::V6 }
-    }
 }
 
 /// A change that is made to the machine.
@@ -204,9 +188,8 @@ pub enum Action {
     Unreachable,
 }
 
-impl Change {
-    /// The change that undoes this one.
-    pub fn undo(&self) -> Change {
+impl Reversible for Change {
+    fn undo(&self) -> Change {
         match self.clone() {
             Change::Ipv6On { device } => Change::Ipv6Off { device },
             Change::Ipv6Off { device } => Change::Ipv6On { device },
@@ -228,8 +211,7 @@ impl Change {
         }
     }
 
-    /// The device that the change is made to, and which takes it along when it goes; `None` for what is the machine's and outlives it.
-    pub fn device(&self) -> Option<&str> {
+    fn device(&self) -> Option<&str> {
         match self {
             Change::Ipv6On { device }
             | Change::Ipv6Off { device }
@@ -248,8 +230,7 @@ impl Change {
         }
     }
 
-    /// Whether this is a rule, or a route that belongs to no device: what decides where packets go while the device is gone.
-    pub fn outlives_device(&self) -> bool {
+    fn outlives_device(&self) -> bool {
         matches!(
             self,
             Change::UnreachableAdd(_)
@@ -259,8 +240,7 @@ impl Change {
         )
     }
 
-    /// Whether a run goes on, with a warning, where the kernel refuses this.
-    pub fn is_optional(&self) -> bool {
+    fn is_optional(&self) -> bool {
         match self {
             // Since Linux 4.17.
             Change::RuleAdd(rule) => matches!(rule.selector, Selector::Port(..) | Selector::Services(_)),
@@ -284,8 +264,7 @@ impl Change {
         }
     }
 
-    /// The kind, as reports name it.
-    pub fn kind(&self) -> &'static str {
+    fn kind(&self) -> &'static str {
         match self {
             Change::Ipv6On { .. } | Change::Ipv6Off { .. } => "ipv6",
             Change::AddressAdd(_) | Change::AddressDelete(_) => "address",
@@ -298,6 +277,36 @@ impl Change {
             Change::RuleAdd(_) | Change::RuleDelete(_) => "rule",
             Change::FilterAdd(_) | Change::FilterDelete(_) => "filter",
             Change::DnsSet(_) | Change::DnsRestore(_) => "dns",
+        }
+    }
+
+    // Others' names that were there before are put back last.
+    fn is_made_once(&self) -> bool {
+        matches!(self, Change::DnsSet(_))
+    }
+
+    // There is one filter of a kind.
+    fn is_replaced_by(&self, other: &Change) -> bool {
+        matches!((self, other), (Change::FilterAdd(old), Change::FilterAdd(new)) if old.hook == new.hook)
+    }
+
+    fn remedy(&self, error: &io::Error) -> Option<&'static str> {
+        match (self, error.raw_os_error()) {
+            (Change::AddressAdd(_), Some(libc::EEXIST)) => {
+                Some("the address is in use on this machine: choose another with --address")
+            }
+            (Change::RouteAdd(_) | Change::UnreachableAdd(_), Some(libc::EEXIST)) => {
+                Some("another program uses routing table 31348: see `ip route show table 31348`")
+            }
+            (Change::RuleAdd(_), Some(libc::EEXIST)) => {
+                Some("another program has the same rule: see `ip rule`")
+            }
+            (Change::RuleAdd(_), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => Some(
+                "the kernel lacks policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)",
+            ),
+            (_, Some(libc::ENODEV)) => Some("the device has gone: another program may have deleted it"),
+            (Change::MtuSet { .. }, Some(libc::EINVAL)) => Some("choose an --mtu from 1280 to 65535"),
+            _ => None,
         }
     }
 }
@@ -530,7 +539,7 @@ fn parse_net(family: Family, word: &str) -> Option<Cidr> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::host) mod tests {
     use super::*;
     use proptest::prelude::*;
 
@@ -617,8 +626,8 @@ pub(super) mod tests {
             rule().prop_map(Change::RuleDelete),
             filter().prop_map(Change::FilterAdd),
             filter().prop_map(Change::FilterDelete),
-            crate::host::dns::tests::dns().prop_map(Change::DnsSet),
-            crate::host::dns::tests::dns().prop_map(Change::DnsRestore),
+            crate::host::linux::dns::tests::dns().prop_map(Change::DnsSet),
+            crate::host::linux::dns::tests::dns().prop_map(Change::DnsRestore),
         ]
     }
 
@@ -647,7 +656,7 @@ pub(super) mod tests {
     /// docs/HOST-CHANGES.md lists every change with its undo, in these words: names of variants in the first two columns of its table.
     #[test]
     fn the_document_lists_every_change_with_its_undo() {
-        let document = include_str!("../../docs/HOST-CHANGES.md");
+        let document = include_str!("../../../docs/HOST-CHANGES.md");
         let mut listed: Vec<(String, String)> = Vec::new();
         for line in document.lines().filter(|line| line.starts_with("| `")) {
             let mut cells = line.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).skip(1);
@@ -676,7 +685,7 @@ pub(super) mod tests {
             Rule { family: Family::V4, preference: 1, selector: Selector::All, action: Action::Unreachable };
         let filter = Filter { hook: Hook::Packets, device: device(), addresses: Vec::new() };
         let dns = Dns {
-            way: crate::host::dns::Way::File,
+            way: crate::host::linux::dns::Way::File,
             device: device(),
             servers: vec!["198.18.0.2".parse().unwrap()],
         };

@@ -2,23 +2,25 @@
 
 use super::change::{Change, Filter};
 use super::dns::{self, Places, Situation};
-use super::linux;
+use super::kernel;
 use super::nft::Nft;
-use super::report::Outcome;
-use super::run::{Host, Snapshot};
+use super::plan::{self, Have};
+use crate::host::Outcome;
+use crate::host::run::{Host, Snapshot};
+use crate::host::want::Want;
 use crate::netlink::Netlink;
 use std::io;
 
 /// This machine, in the network namespace of the thread that opened it.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub(in crate::host) struct Machine {
     netlink: Netlink,
     /// The filters go with it.
     nft: Option<Nft>,
 }
 
 impl Machine {
-    pub(super) fn open() -> io::Result<Machine> {
+    pub(in crate::host) fn open() -> io::Result<Machine> {
         Ok(Machine { netlink: Netlink::route()?, nft: None })
     }
 
@@ -32,17 +34,33 @@ impl Machine {
 }
 
 impl Host for Machine {
-    fn snapshot(&mut self, device: &str) -> io::Result<Snapshot> {
-        let index = match linux::index_of(device) {
+    type Change = Change;
+    type Have = Have;
+    type Names = Situation;
+
+    fn snapshot(&mut self, device: &str) -> io::Result<Snapshot<Have>> {
+        let index = match kernel::index_of(device) {
             Ok(index) => Some(index),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => None,
             Err(error) => return Err(error),
         };
-        Ok(Snapshot { index, have: linux::snapshot(&mut self.netlink, device)? })
+        Ok(Snapshot { index, have: kernel::snapshot(&mut self.netlink, device)? })
     }
 
     fn names(&mut self) -> Situation {
         dns::observe(&Places::standard())
+    }
+
+    fn plan(have: Have, names: Option<Situation>, want: &Want) -> Vec<Change> {
+        plan::plan(&Have { dns: names, ..have }, want)
+    }
+
+    fn is_present(change: &Change, have: &Have, shown: &[Change]) -> bool {
+        have.shows(change, shown)
+    }
+
+    fn without(have: Have, changes: &[Change]) -> Have {
+        have.without(changes)
     }
 
     fn apply(&mut self, change: &Change) -> io::Result<Outcome> {
@@ -71,14 +89,14 @@ impl Host for Machine {
             | Change::UnreachableAdd(_)
             | Change::UnreachableDelete(_)
             | Change::RuleAdd(_)
-            | Change::RuleDelete(_) => linux::apply(&mut self.netlink, change),
+            | Change::RuleDelete(_) => kernel::apply(&mut self.netlink, change),
         }
     }
 
     fn leftovers(&mut self) -> io::Result<Vec<Change>> {
         let names = dns::leftovers(&Places::standard());
         let mut found: Vec<Change> = names.into_iter().map(Change::DnsRestore).collect();
-        found.extend(linux::leftovers(&mut self.netlink)?);
+        found.extend(kernel::leftovers(&mut self.netlink)?);
         let tables = match self.nft().and_then(Nft::tables) {
             // Whoever may not look cannot have made one either.
             Err(error) if is_unknown(&error) || error.kind() == io::ErrorKind::PermissionDenied => Vec::new(),

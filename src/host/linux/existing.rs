@@ -10,7 +10,7 @@
 //! - what came in: a socket of the machine listens at its local address and port. So the user's ssh session into the machine survives;
 //! - link-local ones, this process's own, and what the caller wants to keep: the proxies, and what `--bypass` leaves outside.
 
-use super::linux;
+use super::kernel;
 use super::owner::{request, serves};
 use crate::config::{Cidr, HostPlanConfig};
 use crate::netlink::Netlink;
@@ -117,8 +117,8 @@ fn around(netlink: &mut Netlink, device: &str) -> io::Result<Around> {
         // Not made canonical: a socket on `::` takes IPv4 as well.
         around.listening.push(SocketAddr::new(header.socket_id.source_address, header.socket_id.source_port));
     }
-    let index = linux::index_of(device)?;
-    for (owner, _, net) in linux::all_addresses(&mut Netlink::route()?)? {
+    let index = kernel::index_of(device)?;
+    for (owner, _, net) in kernel::all_addresses(&mut Netlink::route()?)? {
         around.own.push(net.addr);
         if owner == index {
             around.device.push(net.addr);

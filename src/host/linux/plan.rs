@@ -38,11 +38,12 @@
 //! The network is routed in the table of ours instead.
 
 use super::change::{
-    Action, Address, Change, Family, Filter, Hook, MAIN_TABLE, Route, Rule, Selector, TABLE, Transport,
-    Unreachable,
+    Action, Address, Change, Filter, Hook, MAIN_TABLE, Route, Rule, Selector, TABLE, Transport, Unreachable,
 };
 use super::dns::{self, Situation};
-use crate::config::{Cidr, HostPlanConfig};
+use crate::config::Cidr;
+use crate::host::reversible::Reversible;
+use crate::host::want::{DEFAULT_V4, DEFAULT_V6, Family, Want, network};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The first preference of the block.
@@ -62,11 +63,6 @@ const CAPTURED_WITHOUT_ROUTE: u32 = 5211;
 
 /// The port of DNS (RFC 1035 section 4.2).
 const DNS: u16 = 53;
-
-/// The address of the device in a family that is captured while none was given.
-const DEFAULT_V4: Cidr = Cidr { addr: IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1)), prefix: 16 };
-const DEFAULT_V6: Cidr =
-    Cidr { addr: IpAddr::V6(Ipv6Addr::new(0xfd7a, 0x7a74, 0x756e, 0, 0, 0, 0, 1)), prefix: 64 };
 
 /// Whether the machine speaks IPv6.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,81 +92,62 @@ pub struct Have {
     pub dns: Option<Situation>,
 }
 
-/// What is to be.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Want {
-    /// The device.
-    pub device: String,
-    /// Its MTU, octets.
-    pub mtu: u32,
-    /// Its addresses.
-    pub addresses: Vec<Cidr>,
-    /// What goes into it; nothing with `--no-route`.
-    pub routes: Vec<Cidr>,
-    /// What stays outside besides the proxies.
-    pub bypass: Vec<Cidr>,
-    /// The mark of our own sockets.
-    pub mark: u32,
-    /// The proxies.
-    pub proxies: Vec<IpAddr>,
-    /// The local proxy's user, when that is exact.
-    pub local_uid: Option<u32>,
-    /// What is captured fails when the device is gone.
-    pub kill_switch: bool,
-    /// Name servers for the machine that are reached through the device; with none, its DNS is left alone.
-    pub dns: Vec<IpAddr>,
-}
-
-impl Want {
-    /// What `config` asks for.
-    pub fn new(config: &HostPlanConfig, device: &str, proxies: &[IpAddr], local_uid: Option<u32>) -> Want {
-        let mut want = Want {
-            device: device.into(),
-            mtu: config.mtu.into(),
-            addresses: config.addresses.clone(),
-            routes: if config.no_route { Vec::new() } else { config.routes.clone() },
-            bypass: config.bypass.clone(),
-            mark: config.mark,
-            proxies: proxies.to_vec(),
-            local_uid: local_uid.filter(|_| config.local_proxy),
-            kill_switch: config.kill_switch,
-            dns: config.dns.clone(),
-        };
-        if !want.captures_all_v4() {
-            // Names of what is reached outside may be known outside only.
-            want.dns.clear();
+impl Have {
+    /// Whether what `change` makes is there; `shown` is what the machine shows of ours, as the undo of each.
+    pub fn shows(&self, change: &Change, shown: &[Change]) -> bool {
+        match change {
+            Change::Ipv6On { .. } => self.ipv6 != Ipv6::OffOnDevice,
+            Change::Ipv6Off { .. } => self.ipv6 != Ipv6::On,
+            Change::AddressAdd(address) => self.addresses.contains(&address.address),
+            Change::AddressDelete(address) => !self.addresses.contains(&address.address),
+            Change::MtuSet { mtu, .. } => self.mtu == *mtu,
+            Change::LinkUp { .. } => self.up,
+            Change::LinkDown { .. } => !self.up,
+            Change::RouteAdd(_) | Change::UnreachableAdd(_) | Change::RuleAdd(_) => {
+                shown.contains(&change.undo())
+            }
+            Change::RouteDelete(_) | Change::UnreachableDelete(_) | Change::RuleDelete(_) => {
+                !shown.contains(change)
+            }
+            Change::FilterAdd(filter) => has_filter(shown, filter.hook),
+            Change::FilterDelete(filter) => !has_filter(shown, filter.hook),
+            // Others may write there too, and what they write may have to stand: see `dns::Upkeep`.
+            Change::DnsSet(_) | Change::DnsRestore(_) => true,
         }
-        want
     }
 
-    fn is_routed(&self, family: Family) -> bool {
-        self.routes.iter().any(|net| Family::of(net) == family)
-    }
-
-    fn captures_all_v4(&self) -> bool {
-        let whole = |net: &Cidr| Family::of(net) == Family::V4 && net.prefix == 0;
-        let half = |first: [u8; 4]| {
-            let addr = Ipv4Addr::from(first);
-            self.routes.iter().any(|net| net.prefix == 1 && network(net).addr == IpAddr::V4(addr))
-        };
-        self.routes.iter().any(whole) || (half([0; 4]) && half([128, 0, 0, 0]))
-    }
-
-    /// Whether a family is refused because all of the other one is captured, and it would leak beside it.
-    fn is_refused(&self, family: Family) -> bool {
-        family == Family::V6 && self.captures_all_v4() && !self.is_routed(family)
-    }
-
-    /// What of `family` is captured, each network once.
-    fn destinations(&self, family: Family) -> Vec<Cidr> {
-        let mut destinations: Vec<Cidr> = Vec::new();
-        for net in self.routes.iter().filter(|net| Family::of(net) == family).map(network) {
-            if !destinations.contains(&net) {
-                destinations.push(net);
+    /// The machine as it would be without `changes`: what the plan that has made them started from.
+    #[must_use]
+    pub fn without(mut self, changes: &[Change]) -> Have {
+        for change in changes {
+            match change {
+                Change::Ipv6On { .. } if self.ipv6 == Ipv6::On => self.ipv6 = Ipv6::OffOnDevice,
+                Change::AddressAdd(address) => self.addresses.retain(|other| *other != address.address),
+                Change::MtuSet { was, .. } => self.mtu = *was,
+                Change::LinkUp { .. } => self.up = false,
+                Change::Ipv6On { .. }
+                | Change::Ipv6Off { .. }
+                | Change::AddressDelete(_)
+                | Change::LinkDown { .. }
+                | Change::RouteAdd(_)
+                | Change::RouteDelete(_)
+                | Change::UnreachableAdd(_)
+                | Change::UnreachableDelete(_)
+                | Change::RuleAdd(_)
+                | Change::RuleDelete(_)
+                | Change::FilterAdd(_)
+                | Change::FilterDelete(_)
+                | Change::DnsSet(_)
+                | Change::DnsRestore(_) => {}
             }
         }
-        destinations
+        self
     }
+}
+
+/// Whether the filter of this kind is there, of which the machine shows no more than that.
+fn has_filter(shown: &[Change], hook: Hook) -> bool {
+    shown.iter().any(|undo| matches!(undo, Change::FilterDelete(filter) if filter.hook == hook))
 }
 
 /// The changes that lead from `have` to `want`, in their order.
@@ -333,25 +310,10 @@ fn noise(family: Family) -> Vec<Cidr> {
     }
 }
 
-/// The network with its host bits cleared, as the kernel wants routes and gives rules back.
-fn network(net: &Cidr) -> Cidr {
-    let prefix = u32::from(net.prefix);
-    let addr = match net.addr {
-        IpAddr::V4(addr) => {
-            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(prefix)).unwrap_or(0);
-            Ipv4Addr::from_bits(addr.to_bits() & mask).into()
-        }
-        IpAddr::V6(addr) => {
-            let mask = u128::MAX.checked_shl(128_u32.saturating_sub(prefix)).unwrap_or(0);
-            Ipv6Addr::from_bits(addr.to_bits() & mask).into()
-        }
-    };
-    Cidr { addr, prefix: net.prefix }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::HostPlanConfig;
 
     fn have() -> Have {
         Have {

@@ -1,19 +1,14 @@
 //! A run's changes to this machine, from the locks to the last undo.
 
-use super::HostError;
-use super::change::Change;
-use super::dns::{self, Check, Places, Upkeep};
 use super::journal::FileJournal;
 use super::lock::{self, Holder, Lock, LockError, RunDir};
-use super::machine::Machine;
-use super::owner::LocalProxy;
-use super::plan::{Want, plan};
 use super::remedy::failed;
-use super::report::{Refreshed, Report};
-use super::run::{self, Host, Run};
-use super::standin;
+use super::{Host, Run};
 use crate::config::HostPlanConfig;
-use crate::netlink::Netlink;
+use crate::host::reversible::Reversible;
+use crate::host::system::{self, Machine, Upkeep};
+use crate::host::want::Want;
+use crate::host::{Change, DnsCheck, HostError, LocalProxy, Refreshed, Report};
 use std::io;
 use std::net::IpAddr;
 
@@ -51,16 +46,16 @@ impl Applied {
     /// The device is not there, or the kernel refuses a change. What was made until then stays, and the next call goes on from there.
     pub fn refresh(&mut self, device: &str) -> Result<Refreshed, HostError> {
         let refreshed = self.run.refresh(device)?;
-        if refreshed.made.iter().any(|change| matches!(change, Change::DnsSet(_))) {
-            self.dns = upkeep(self.run.changes());
+        if refreshed.made.iter().any(Reversible::is_made_once) {
+            self.dns = system::upkeep(self.run.changes());
         }
         Ok(refreshed)
     }
 
     /// Looks whether the machine still uses the name servers that it was given, and sees to it that it does. To be called when
     /// `/etc/resolv.conf` or the network has changed, and every 30 s; again in a second when it says so.
-    pub fn dns_check(&mut self) -> Check {
-        self.dns.as_mut().map_or(Check::Kept, Upkeep::check)
+    pub fn dns_check(&mut self) -> DnsCheck {
+        self.dns.as_mut().map_or(DnsCheck::Kept, Upkeep::check)
     }
 
     /// Makes `device`, which exists and dies with this process, take the place of the first while that one is gone.
@@ -69,7 +64,7 @@ impl Applied {
     ///
     /// The kernel's; what there is of it then does no harm.
     pub fn stand_in(&self, device: &str) -> io::Result<()> {
-        standin::stand_in(&mut Netlink::route()?, device, self.run.changes())
+        system::stand_in(device, self.run.changes())
     }
 
     /// Whether `device`, which was given to [`Applied::stand_in`], still takes the place of the first.
@@ -78,7 +73,7 @@ impl Applied {
     ///
     /// The kernel cannot be asked.
     pub fn is_stood_in(&self, device: &str) -> io::Result<bool> {
-        standin::is_whole(&mut Netlink::route()?, device, self.run.changes())
+        system::is_stood_in(device, self.run.changes())
     }
 
     /// The changes of this run that are not in the kernel, because another program undid them.
@@ -142,14 +137,8 @@ pub fn up_in(
     let want = Want::new(config, device, proxies, local_proxy.and_then(LocalProxy::exclusive_uid));
     let routed = !config.no_route;
     let run = Run::start(open_machine()?, FileJournal::new(dir, device), want, routed)?;
-    let dns = upkeep(run.changes());
+    let dns = system::upkeep(run.changes());
     Ok(Applied { run, kill_switch: config.kill_switch && routed, dns, _locks: locks })
-}
-
-fn upkeep(changes: &[Change]) -> Option<Upkeep> {
-    let set =
-        changes.iter().find_map(|change| if let Change::DnsSet(dns) = change { Some(dns) } else { None });
-    set.and_then(|dns| Upkeep::new(Places::standard(), dns.clone()))
 }
 
 /// Undoes what a run on `device` that died left behind; also without its journal, or with a spoilt one. A run that lives is an error.
@@ -160,7 +149,7 @@ pub fn restore(device: &str) -> Result<Report, HostError> {
 /// [`restore`] with its files in `dir`.
 pub fn restore_in(dir: &RunDir, device: &str) -> Result<Report, HostError> {
     let _locks = locks(dir, device, true)?;
-    let report = run::restore(&mut open_machine()?, &mut FileJournal::new(dir, device), device, true);
+    let report = super::restore_from(&mut open_machine()?, &mut FileJournal::new(dir, device), device, true);
     // Nobody answers there: whoever did had the lock.
     let socket = dir.control_socket(device);
     match std::fs::remove_file(&socket) {
@@ -179,7 +168,7 @@ pub fn restore_own(device: &str, no_route: bool) -> Result<Report, HostError> {
         return Ok(Report::default());
     }
     let mut journal = FileJournal::new(&RunDir::standard(), device);
-    Ok(run::restore(&mut open_machine()?, &mut journal, device, !no_route))
+    Ok(super::restore_from(&mut open_machine()?, &mut journal, device, !no_route))
 }
 
 /// What the machine shows of ours: the undo of each, most of all after a clean-up, when there must be none.
@@ -195,14 +184,11 @@ pub fn dry_run(
     local_proxy: Option<&LocalProxy>,
 ) -> Result<String, HostError> {
     let mut machine = open_machine()?;
-    let mut have = machine
-        .snapshot(device)
-        .map_err(|source| failed("cannot read the machine's network configuration", source))?
-        .have;
+    let have = super::look(&mut machine, device)?.have;
     let want = Want::new(config, device, proxies, local_proxy.and_then(LocalProxy::exclusive_uid));
-    have.dns = (!want.dns.is_empty()).then(|| machine.names());
+    let names = (!want.dns.is_empty()).then(|| machine.names());
     let mut text = String::new();
-    for change in plan(&have, &want) {
+    for change in Machine::plan(have, names, &want) {
         text.push_str(&format!("{change}\n    undo: {}\n", change.undo()));
     }
     Ok(text)
@@ -210,7 +196,7 @@ pub fn dry_run(
 
 /// The resolvers that this machine is set to ask, or was before a run changed it; none where the setting is also that of another network.
 pub fn name_servers() -> Vec<IpAddr> {
-    dns::servers(&Places::standard())
+    system::name_servers()
 }
 
 /// The live ztun that has `device`, for whoever wants to take over from it.
@@ -234,14 +220,14 @@ fn locked(dir: &RunDir, error: LockError, what: &str, remedy: &str) -> HostError
             let pid = holder.map_or("unknown".into(), |holder| holder.pid.to_string());
             HostError {
                 what: format!("another ztun, process {pid}, has {what}"),
-                source: io::Error::from_raw_os_error(libc::EBUSY),
+                source: io::ErrorKind::ResourceBusy.into(),
                 remedy: remedy.into(),
             }
         }
         LockError::Io(source) => {
             let what = format!("cannot take the lock in {}", dir.path().display());
             if matches!(source.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) {
-                let remedy = "run as root, or set ZTUN_RUN_DIR to a directory of your own".into();
+                let remedy = system::LOCK_REMEDY.into();
                 return HostError { what, source, remedy };
             }
             failed(&what, source)
@@ -250,5 +236,5 @@ fn locked(dir: &RunDir, error: LockError, what: &str, remedy: &str) -> HostError
 }
 
 fn open_machine() -> Result<Machine, HostError> {
-    Machine::open().map_err(|source| failed("cannot talk to the kernel over netlink", source))
+    Machine::open().map_err(|source| failed("cannot talk to the system about its network", source))
 }

@@ -1,0 +1,35 @@
+//! What a change to a machine can do, whichever system it is of: be undone, be told and read back, and say what becomes of it.
+//!
+//! Each system has its own vocabulary of changes (`linux::change`); a run, its journal and its reports know no more of them than this.
+
+use core::fmt;
+use core::str::FromStr;
+use std::io;
+
+/// A change to the machine. Its text is one line: `--dry-run` prints it, and the journal keeps it and reads it back without loss.
+pub trait Reversible: Clone + PartialEq + fmt::Debug + fmt::Display + FromStr {
+    /// The change that undoes this one, whose undo is this one again.
+    #[must_use]
+    fn undo(&self) -> Self;
+
+    /// The device that the change is made to, and which takes it along when it goes; `None` for what is the machine's and outlives it.
+    fn device(&self) -> Option<&str>;
+
+    /// Whether this decides where packets go while the device is gone: a kill switch makes it first, and a start that fails leaves it.
+    fn outlives_device(&self) -> bool;
+
+    /// Whether a run goes on, with a warning, where the system refuses this.
+    fn is_optional(&self) -> bool;
+
+    /// Whether it stays as it was made first, whatever a later plan says, because what was before is put back last. At most one change of a plan is so.
+    fn is_made_once(&self) -> bool;
+
+    /// Whether `other`, once made, has taken the place of this one, so that undoing this one would undo that.
+    fn is_replaced_by(&self, other: &Self) -> bool;
+
+    /// The kind, as reports name it.
+    fn kind(&self) -> &'static str;
+
+    /// What to try when the system refuses this with `error`, where there is something better to say than for any other change.
+    fn remedy(&self, error: &io::Error) -> Option<&'static str>;
+}
