@@ -5,8 +5,10 @@
 //! listens on is another router's, and is left alone. At the end it is deleted, if it is still the one that was made.
 
 use crate::driver::peer;
+use core::time::Duration;
 use mio::event::Source;
 use mio::net::UnixListener;
+use socket2::{Domain, SockAddr, Socket, Type};
 use std::fs::{self, Permissions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -17,9 +19,20 @@ pub(super) type Stream = mio::net::UnixStream;
 /// The same as the client has it.
 pub(super) type Connection = std::os::unix::net::UnixStream;
 
+/// How long a router that hangs is waited for, with so many connections before it that no other is taken.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
 /// Connects to the socket at `path`.
 pub(super) fn connect(path: &Path) -> io::Result<Connection> {
-    Connection::connect(path)
+    connect_within(path, CONNECT_LIMIT)
+}
+
+/// unix(7): connecting waits for room as long as sending may.
+fn connect_within(path: &Path, limit: Duration) -> io::Result<Connection> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_write_timeout(Some(limit))?;
+    socket.connect(&SockAddr::unix(path)?)?;
+    Ok(socket.into())
 }
 
 /// A listening socket with a name in the file system, which goes with it.
@@ -98,6 +111,25 @@ fn make_room(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_router_that_takes_nobody_is_not_waited_for_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hangs.sock");
+        let hangs = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        hangs.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+        hangs.listen(1).unwrap();
+        let limit = Duration::from_millis(20);
+        let mut taken = Vec::new();
+        let full = loop {
+            match connect_within(&path, limit) {
+                Ok(connection) => taken.push(connection),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), ErrorKind::WouldBlock);
+        assert!(!taken.is_empty());
+    }
 
     #[test]
     fn a_socket_that_nobody_listens_on_is_replaced_and_a_live_one_is_not() {
