@@ -15,7 +15,6 @@ mod dsl;
 
 use counting::{allocations, so_far};
 use dsl::{Family, Peer, both, ms};
-use mio::event::Source;
 use mio::net::UnixStream;
 use mio::{Interest, Registry, Token};
 use std::cell::Cell;
@@ -26,7 +25,7 @@ use ztun::config::{EngineConfig, Proxy};
 use ztun::driver::{Clock, Driver, EgressBinding, Parts, Signals};
 use ztun::engine::Engine;
 use ztun::stack::{Ingress, Offload, OffloadLevel, Packet, Transmit};
-use ztun::tun::{Device, Received};
+use ztun::tun::{Device, LoopWaker, Received};
 use ztun::wire::ip::{IpHeader, protocol};
 use ztun::wire::udp;
 
@@ -160,6 +159,14 @@ impl App {
 }
 
 impl Device for App {
+    fn listen(&mut self, registry: &Registry, token: Token, _: &mut LoopWaker) -> io::Result<()> {
+        registry.register(&mut self.wake, token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    fn ignore(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.deregister(&mut self.wake)
+    }
+
     fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
         if self.left == 0 {
             while matches!(self.wake.read(&mut [0; 8]), Ok(1..)) {}
@@ -197,20 +204,6 @@ impl Device for App {
 
     fn name(&self) -> &str {
         "app"
-    }
-}
-
-impl Source for App {
-    fn register(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
-        registry.register(&mut self.wake, token, interests)
-    }
-
-    fn reregister(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
-        registry.reregister(&mut self.wake, token, interests)
-    }
-
-    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        registry.deregister(&mut self.wake)
     }
 }
 

@@ -52,7 +52,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
 const PURE: usize = 9;
 
 /// Crates, and the modules that may name them. One that is not here may be named nowhere.
-const CRATES: [(&str, &[&str]); 20] = [
+const CRATES: [(&str, &[&str]); 21] = [
     (
         "log",
         &[
@@ -78,7 +78,8 @@ const CRATES: [(&str, &[&str]); 20] = [
     ("prometheus_client", &["control"]),
     ("httparse", &["control"]),
     // Windows.
-    ("windows_sys", &["driver"]),
+    ("windows_sys", &["tun", "monitor", "driver"]),
+    ("wintun", &["tun"]),
     ("ipconfig", &["proxy"]),
 ];
 

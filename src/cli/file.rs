@@ -451,6 +451,7 @@ mod tests {
         }
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_password_in_a_file_that_others_can_read_is_warned_of() {
         use std::os::unix::fs::PermissionsExt;

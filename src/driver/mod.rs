@@ -33,7 +33,8 @@ mod memory;
 #[cfg_attr(not(target_os = "linux"), path = "mmsg_plain.rs")]
 mod mmsg;
 #[cfg_attr(target_os = "macos", path = "options_macos.rs")]
-#[cfg_attr(not(any(target_os = "linux", target_os = "macos")), path = "options_plain.rs")]
+#[cfg_attr(windows, path = "options_windows.rs")]
+#[cfg_attr(not(any(target_os = "linux", target_os = "macos", windows)), path = "options_plain.rs")]
 mod options;
 mod outgoing;
 #[cfg(unix)]
@@ -48,6 +49,8 @@ mod stop;
 mod stream;
 #[cfg_attr(windows, path = "terminal_windows.rs")]
 pub mod terminal;
+#[cfg(any(windows, test))]
+mod unicast_if;
 mod wakeup;
 #[cfg_attr(not(target_os = "linux"), path = "watch_plain.rs")]
 mod watch;
@@ -64,7 +67,7 @@ use crate::engine::{Command, Engine, Output, SocketId};
 use crate::outbound::rule::Proto;
 use crate::stack::{Packet, Transmit};
 use crate::time::{Duration, Instant};
-use crate::tun::Device;
+use crate::tun::{Device, LoopWaker};
 use backlog::Backlog;
 use incoming::Inbox;
 use mio::net::TcpStream;
@@ -144,6 +147,8 @@ enum Io {
 pub struct Driver<D> {
     /// Empty while a device that is gone has not been renewed.
     device: Option<D>,
+    /// For devices that are told of by a thread.
+    waker: LoopWaker,
     engine: Engine,
     binding: EgressBinding,
     owner: Option<Box<dyn Owner>>,
@@ -198,13 +203,15 @@ impl<D: Device> Driver<D> {
         let mut signals = signals;
         let poll = Poll::new()?;
         let registry = poll.registry();
-        registry.register(&mut device, TUN, Interest::READABLE | Interest::WRITABLE)?;
+        let mut waker = LoopWaker::default();
+        device.listen(registry, TUN, &mut waker)?;
         registry.register(signals.source(), SIGNALS, Interest::READABLE)?;
         if let Some(watch) = &watch {
             watch.register(registry, WATCH)?;
         }
         let mut driver = Driver {
             device: Some(device),
+            waker,
             engine,
             binding,
             owner,
@@ -266,10 +273,12 @@ impl<D: Device> Driver<D> {
         let now = self.clock.now();
         for event in events.iter() {
             match event.token() {
+                // Of one that is gone a waker may tell late.
+                TUN if self.device.is_none() => {}
                 TUN => {
                     // A device that was deleted is an error only: reading tells which.
                     self.tun_readable |= event.is_readable() || event.is_error() || event.is_read_closed();
-                    if event.is_writable() || event.is_error() {
+                    if event.is_writable() || event.is_error() || self.waker.is_used() {
                         self.retry_pending();
                     }
                 }

@@ -28,6 +28,11 @@ pub(super) fn bind_to(socket: &Socket, interface: Option<NonZeroU32>, v6: bool) 
     }
 }
 
+/// A datagram that one receiver has refused is no error for the others.
+pub(super) fn keep_errors_apart(_socket: &Socket) -> io::Result<()> {
+    Ok(())
+}
+
 /// Has the kernel tell of a connection's octets only when there are so many (SO_RCVLOWAT), or none will follow.
 pub(super) fn wake_at(stream: &TcpStream, octets: usize) -> io::Result<()> {
     set_option(stream, libc::SOL_SOCKET, libc::SO_RCVLOWAT, octets)

@@ -29,6 +29,11 @@ pub(super) fn bind_to(socket: &Socket, interface: Option<NonZeroU32>, v6: bool) 
     }
 }
 
+/// A datagram that one receiver has refused is no error for the others.
+pub(super) fn keep_errors_apart(_socket: &Socket) -> io::Result<()> {
+    Ok(())
+}
+
 /// Every octet that comes is told of.
 pub(super) fn wake_at(_stream: &TcpStream, _octets: usize) -> io::Result<()> {
     Ok(())

@@ -26,6 +26,11 @@ pub(super) fn bind_to(_socket: &Socket, interface: Option<NonZeroU32>, _v6: bool
     interface.map_or(Ok(()), |_| Err(io::ErrorKind::Unsupported.into()))
 }
 
+/// A datagram that one receiver has refused is no error for the others.
+pub(super) fn keep_errors_apart(_socket: &Socket) -> io::Result<()> {
+    Ok(())
+}
+
 /// Every octet that comes is told of.
 pub(super) fn wake_at(_stream: &TcpStream, _octets: usize) -> io::Result<()> {
     Ok(())
@@ -36,7 +41,7 @@ pub(super) fn keep_ahead(_stream: &TcpStream, _octets: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// A port whose last connections are in TIME-WAIT is free anyway; the option would let others take it (SO_REUSEADDR on Windows).
+/// A port whose last connections are in TIME-WAIT is free anyway.
 pub(super) fn share_time_wait(_socket: &Socket) -> io::Result<()> {
     Ok(())
 }

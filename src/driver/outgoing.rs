@@ -280,6 +280,7 @@ mod tests {
         assert_eq!(run(&others, u16::MAX), (1, 0));
     }
 
+    #[cfg(unix)]
     #[test]
     fn what_is_refused_is_not_asked_for_again() {
         let udp = || {
@@ -378,6 +379,7 @@ mod tests {
     }
 
     /// A kernel that refuses to cut: nothing is lost, nothing comes twice, and it is not asked again.
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_refusal_to_cut_costs_nothing_but_itself() {
         let (receiver, mut udp) = pair();
@@ -389,6 +391,7 @@ mod tests {
         carry(&mut udp, &receiver, &[64; 70]);
     }
 
+    #[cfg(target_os = "linux")]
     fn no_checksums(socket: &socket2::Socket) {
         use std::os::fd::AsRawFd;
         let on: libc::c_int = 1;

@@ -15,7 +15,7 @@ use crate::engine::{Engine, SocketId};
 use crate::time::Instant;
 use crate::tun::Device;
 use mio::event::Event;
-use mio::{Interest, Registry, Token};
+use mio::{Registry, Token};
 use std::io;
 use std::net::SocketAddr;
 
@@ -128,7 +128,7 @@ impl<D> Scene<'_, D> {
     {
         if self.renewed
             && let Some(mut device) = self.device.take()
-            && let Err(error) = self.registry.deregister(&mut device)
+            && let Err(error) = device.ignore(self.registry)
         {
             log::debug!("deregister: {error}");
         }
@@ -205,7 +205,7 @@ impl<D: Device> Driver<D> {
     /// Registers the device that a service has put in the empty place.
     fn adopt_device(&mut self) {
         let Some(device) = &mut self.device else { return };
-        match self.poll.registry().register(device, super::TUN, Interest::READABLE | Interest::WRITABLE) {
+        match device.listen(self.poll.registry(), super::TUN, &mut self.waker) {
             Ok(()) => {
                 self.tun_readable = true;
                 for id in core::mem::take(&mut self.held) {
@@ -226,7 +226,7 @@ impl<D: Device> Driver<D> {
         }
         let Some(mut device) = self.device.take() else { return Ok(()) };
         log::warn!("the device {} is gone: {error}; flows wait for a new one", device.name());
-        if let Err(error) = self.poll.registry().deregister(&mut device) {
+        if let Err(error) = device.ignore(self.poll.registry()) {
             log::debug!("deregister: {error}");
         }
         self.forget_device();

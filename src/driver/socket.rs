@@ -126,6 +126,9 @@ impl EgressBinding {
         if let Err(error) = socket.set_recv_buffer_size(DATAGRAM_BUFFER) {
             log::debug!("SO_RCVBUF: {error}");
         }
+        if peer.is_none() {
+            options::keep_errors_apart(&socket)?;
+        }
         self.apply(&socket, peer.or(Some(any)), egress)?;
         self.protect(&socket)?;
         socket.bind(&SockAddr::from(any))?;
@@ -174,8 +177,8 @@ pub(super) fn abort(stream: TcpStream) {
 mod tests {
     use super::*;
     use crate::engine::SocketError;
-    use std::os::fd::AsRawFd;
 
+    #[cfg(unix)]
     #[test]
     fn descriptors_that_are_not_for_flows_are_left_alone() {
         let binding = EgressBinding { below: Some(3), ..EgressBinding::default() };
@@ -199,7 +202,8 @@ mod tests {
         let to = listener.local_addr().expect("address");
         let stream = binding.dial(to, Egress::Proxy).expect("protected");
         let socket = binding.open_udp(None, false, Egress::Direct).expect("protected");
-        assert_eq!(*seen.lock().expect("lock"), [stream.as_raw_fd(), socket.as_raw_fd()]);
+        let numbers = [limits::number(&SockRef::from(&stream)), limits::number(&SockRef::from(&socket))];
+        assert_eq!(*seen.lock().expect("lock"), numbers);
         for refused in [
             binding.dial(to, Egress::Direct).map(drop).expect_err("not protected"),
             binding.open_udp(Some(to), false, Egress::Proxy).map(drop).expect_err("not protected"),
@@ -219,6 +223,7 @@ mod tests {
             let socket = EgressBinding::default().open_udp(None, v6, Egress::Direct).expect("socket");
             let shared = SockRef::from(&socket);
             assert!(!shared.reuse_address().expect("SO_REUSEADDR"));
+            #[cfg(unix)]
             assert!(!shared.reuse_port().expect("SO_REUSEPORT"));
         }
     }

@@ -445,6 +445,8 @@ impl<B: Backend> ManagedTun<B> {
     }
 }
 
+// Their errors are those of Unix systems.
+#[cfg(unix)]
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,10 +15,9 @@
 //! The interface lives as long as a descriptor of it is open: it is not made persistent, so a process that dies takes it along, and
 //! the descriptor is close-on-exec, so that no child keeps it alive.
 
-use super::{Device, MOST_PIECES, OpenError, Received};
+use super::{Device, LoopWaker, MOST_PIECES, OpenError, Received};
 use super::{descriptor, vnet};
 use crate::stack::{Offload, OffloadLevel, Transmit};
-use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use std::ffi::CStr;
@@ -207,6 +206,18 @@ pub(super) fn can_pass(error: &io::Error) -> bool {
 }
 
 impl Device for Tun {
+    fn listen(&mut self, registry: &Registry, token: Token, _waker: &mut LoopWaker) -> io::Result<()> {
+        registry.register(
+            &mut SourceFd(&self.file.as_raw_fd()),
+            token,
+            Interest::READABLE | Interest::WRITABLE,
+        )
+    }
+
+    fn ignore(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.deregister(&mut SourceFd(&self.file.as_raw_fd()))
+    }
+
     fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
         loop {
             let received = if self.vnet {
@@ -266,20 +277,6 @@ impl Device for Tun {
 
     fn name(&self) -> &str {
         &self.name
-    }
-}
-
-impl Source for Tun {
-    fn register(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
-        SourceFd(&self.file.as_raw_fd()).register(registry, token, interests)
-    }
-
-    fn reregister(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
-        SourceFd(&self.file.as_raw_fd()).reregister(registry, token, interests)
-    }
-
-    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        SourceFd(&self.file.as_raw_fd()).deregister(registry)
     }
 }
 

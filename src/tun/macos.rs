@@ -7,10 +7,9 @@
 //!
 //! macOS makes one for whom is root (`control`); iOS hands one to a packet tunnel provider, which is read and written the same.
 
-use super::{Device, OpenError, Received};
+use super::{Device, LoopWaker, OpenError, Received};
 use super::{descriptor, utun};
 use crate::stack::{Offload, OffloadLevel, Transmit};
-use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use std::fs::File;
@@ -108,6 +107,18 @@ fn open_error(name: &str, source: io::Error) -> OpenError {
 }
 
 impl Device for Tun {
+    fn listen(&mut self, registry: &Registry, token: Token, _waker: &mut LoopWaker) -> io::Result<()> {
+        registry.register(
+            &mut SourceFd(&self.file.as_raw_fd()),
+            token,
+            Interest::READABLE | Interest::WRITABLE,
+        )
+    }
+
+    fn ignore(&mut self, registry: &Registry) -> io::Result<()> {
+        registry.deregister(&mut SourceFd(&self.file.as_raw_fd()))
+    }
+
     fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Received> {
         loop {
             let mut header = [0; utun::HEADER];
@@ -163,20 +174,6 @@ impl Device for Tun {
 
     fn name(&self) -> &str {
         &self.name
-    }
-}
-
-impl Source for Tun {
-    fn register(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
-        SourceFd(&self.file.as_raw_fd()).register(registry, token, interests)
-    }
-
-    fn reregister(&mut self, registry: &Registry, token: Token, interests: Interest) -> io::Result<()> {
-        SourceFd(&self.file.as_raw_fd()).reregister(registry, token, interests)
-    }
-
-    fn deregister(&mut self, registry: &Registry) -> io::Result<()> {
-        SourceFd(&self.file.as_raw_fd()).deregister(registry)
     }
 }
 

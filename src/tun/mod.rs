@@ -3,7 +3,7 @@
 //! # The contract
 //!
 //! - A [`Device`] never blocks: with nothing to read, or no room to write, it returns
-//!   [`io::ErrorKind::WouldBlock`] and, being a [`Source`], tells the poll loop when that changes. A signal is not an error.
+//!   [`io::ErrorKind::WouldBlock`] and has the poll loop told when that changes ([`Device::listen`]). A signal is not an error.
 //! - [`Device::recv`] gives exactly one packet, from the first octet of its IP header on. A length of 0 is a packet too short to have
 //!   one, not an end of file: devices have none.
 //! - [`Device::send`] takes a packet whole or not at all, straight out of the slices of a [`Transmit`]; nothing is copied together.
@@ -35,17 +35,32 @@ pub use macos::Tun;
 #[cfg(target_vendor = "apple")]
 use macos::can_pass;
 
-#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+#[cfg(any(windows, test))]
+mod guid;
+#[cfg(any(windows, test))]
+mod handover;
+
+#[cfg(windows)]
+mod windows;
+#[cfg(windows)]
+mod wintun_library;
+#[cfg(windows)]
+pub use windows::Tun;
+#[cfg(windows)]
+use windows::can_pass;
+
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple", windows)))]
 mod unsupported;
-#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple", windows)))]
 pub use unsupported::Tun;
-#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple", windows)))]
 use unsupported::can_pass;
 
 use crate::stack::{Offload, OffloadLevel, Transmit};
 use core::fmt;
-use mio::event::Source;
+use mio::{Registry, Token, Waker};
 use std::io;
+use std::sync::Arc;
 
 /// A device that a program has opened which hands it over.
 #[cfg(unix)]
@@ -68,8 +83,47 @@ pub struct Received {
 /// Datagrams in one train to the device: what every kernel that takes trains takes.
 pub const MOST_PIECES: usize = 64;
 
+/// What wakes a loop from another thread: made when the first device asks for it, and kept for the next, since a poll can have one only.
+#[derive(Debug, Default)]
+pub struct LoopWaker(Option<Arc<Waker>>);
+
+impl LoopWaker {
+    /// The waker of the loop that polls `registry`; it tells of `token`.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    pub fn get(&mut self, registry: &Registry, token: Token) -> io::Result<Arc<Waker>> {
+        let waker = match self.0.take() {
+            Some(waker) => waker,
+            None => Arc::new(Waker::new(registry, token)?),
+        };
+        Ok(Arc::clone(self.0.insert(waker)))
+    }
+
+    /// Whether the device is told of by a waker, which knows no difference between reading and writing.
+    pub fn is_used(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
 /// A layer-3 device. The module's documentation is the contract.
-pub trait Device: Source {
+pub trait Device {
+    /// Has the poll tell under `token` when there is something to read, or room to write again: by the device's own readiness, or by a thread
+    /// that calls `waker`, on systems whose devices have none.
+    ///
+    /// # Errors
+    ///
+    /// The system's; the device cannot be used in this loop then.
+    fn listen(&mut self, registry: &Registry, token: Token, waker: &mut LoopWaker) -> io::Result<()>;
+
+    /// Has the poll tell nothing of the device any more.
+    ///
+    /// # Errors
+    ///
+    /// The system's.
+    fn ignore(&mut self, registry: &Registry) -> io::Result<()>;
+
     /// Reads one packet into `buffer`, which is at least as long as the MTU.
     fn recv(&mut self, buffer: &mut [u8]) -> io::Result<Received>;
 

@@ -1,9 +1,8 @@
 //! Systems without a device of their own: type-checks, opens nothing.
 
-use super::{Device, Handed, OpenError, Received};
+use super::{Device, Handed, LoopWaker, OpenError, Received};
 use crate::stack::{Offload, OffloadLevel, Transmit};
-use mio::event::Source;
-use mio::{Interest, Registry, Token};
+use mio::{Registry, Token};
 use std::io;
 
 /// What there is on a system without a device.
@@ -51,6 +50,14 @@ pub(super) fn can_pass(error: &io::Error) -> bool {
 }
 
 impl Device for Tun {
+    fn listen(&mut self, _registry: &Registry, _token: Token, _waker: &mut LoopWaker) -> io::Result<()> {
+        match *self {}
+    }
+
+    fn ignore(&mut self, _registry: &Registry) -> io::Result<()> {
+        match *self {}
+    }
+
     fn recv(&mut self, _buffer: &mut [u8]) -> io::Result<Received> {
         match *self {}
     }
@@ -72,20 +79,6 @@ impl Device for Tun {
     }
 
     fn name(&self) -> &str {
-        match *self {}
-    }
-}
-
-impl Source for Tun {
-    fn register(&mut self, _registry: &Registry, _token: Token, _interests: Interest) -> io::Result<()> {
-        match *self {}
-    }
-
-    fn reregister(&mut self, _registry: &Registry, _token: Token, _interests: Interest) -> io::Result<()> {
-        match *self {}
-    }
-
-    fn deregister(&mut self, _registry: &Registry) -> io::Result<()> {
         match *self {}
     }
 }
