@@ -30,9 +30,17 @@ mod macos;
 #[cfg(target_os = "macos")]
 pub use macos::SystemMonitor;
 
-#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+#[cfg(any(windows, test))]
+mod mib;
+
+#[cfg(windows)]
+mod windows;
+#[cfg(windows)]
+pub use windows::SystemMonitor;
+
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 mod unsupported;
-#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 pub use unsupported::SystemMonitor;
 
 use debounce::Clocks;
