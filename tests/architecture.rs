@@ -52,7 +52,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
 const PURE: usize = 9;
 
 /// Crates, and the modules that may name them. One that is not here may be named nowhere.
-const CRATES: [(&str, &[&str]); 21] = [
+const CRATES: [(&str, &[&str]); 22] = [
     (
         "log",
         &[
@@ -80,6 +80,7 @@ const CRATES: [(&str, &[&str]); 21] = [
     // Windows.
     ("windows_sys", &["tun", "monitor", "driver"]),
     ("wintun", &["tun"]),
+    ("windows_service", &["session", "cli"]),
     ("ipconfig", &["proxy"]),
 ];
 

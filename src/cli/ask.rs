@@ -104,9 +104,7 @@ fn refused(path: &Path, error: &io::Error) -> Error {
     let remedy = if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
         "no ztun runs there: start one, or name the one that does with --tun NAME or --control PATH"
     } else if kind == io::ErrorKind::PermissionDenied {
-        "ask as the user that ztun runs as, or as root (`sudo ztun status`)"
-    } else if kind == io::ErrorKind::Unsupported {
-        "this version has no control socket on this system"
+        "ask as the user that ztun runs as, or as root (`sudo ztun status`; on Windows as administrator)"
     } else {
         "look whether a ztun runs (`ps -C ztun`)"
     };

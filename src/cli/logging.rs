@@ -11,7 +11,24 @@ use std::io::{self, Write};
 
 /// Starts logging. `RUST_LOG` counts where no level was given; `quiet`: for a command whose own output counts, warnings only.
 pub(super) fn start(options: &LogOptions, quiet: bool) {
-    let mut builder = env_logger::Builder::new();
+    start_with(env_logger::Builder::new, options, quiet);
+}
+
+/// Starts logging into a file, for a process without a standard error.
+#[cfg(windows)]
+pub(super) fn start_in(options: &LogOptions, file: std::fs::File) {
+    let file = std::sync::Arc::new(file);
+    let builder = move || {
+        let mut builder = env_logger::Builder::new();
+        builder.target(env_logger::Target::Pipe(Box::new(std::sync::Arc::clone(&file))));
+        builder
+    };
+    start_with(builder, options, false);
+}
+
+/// Starts logging by what `new` makes.
+fn start_with(new: impl Fn() -> env_logger::Builder, options: &LogOptions, quiet: bool) {
+    let mut builder = new();
     builder.filter_level(if quiet { LevelFilter::Warn } else { LevelFilter::Info });
     match options.log_level {
         Some(level) => {
@@ -27,7 +44,7 @@ pub(super) fn start(options: &LogOptions, quiet: bool) {
     };
     let directed = builder.format(form).build();
     let start = directed.filter();
-    let every = env_logger::Builder::new().filter_level(LevelFilter::Trace).format(form).build();
+    let every = new().filter_level(LevelFilter::Trace).format(form).build();
     // A second start (tests) keeps the first.
     match log::set_boxed_logger(Box::new(Switch { directed, every, start })) {
         Ok(()) => log::set_max_level(start),

@@ -18,6 +18,10 @@ mod logging;
 mod man;
 mod options;
 mod refusal;
+#[cfg(any(windows, test))]
+mod service;
+#[cfg(windows)]
+mod service_windows;
 mod top;
 mod value;
 
@@ -119,6 +123,8 @@ where
         Some(Command::Proxy(options)) => proxy(&options),
         Some(Command::Doctor(options)) => doctor::run(*options),
         Some(Command::Restore { tun }) => restore(&tun),
+        #[cfg(windows)]
+        Some(Command::Service(command)) => service_windows::run(command),
         Some(Command::Status(options)) => ask::status(&options),
         Some(Command::Flows(options)) => ask::flows(&options),
         Some(Command::Top(place)) => top::top(&place),

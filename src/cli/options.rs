@@ -69,6 +69,10 @@ pub enum Command {
         #[arg(long, default_value = "ztun0", value_name = "NAME", value_parser = value::device)]
         tun: String,
     },
+    /// Run the router as a service, from the start of the machine on
+    #[cfg(windows)]
+    #[command(subcommand)]
+    Service(ServiceCommand),
     /// Ask a running ztun how it is
     Status(AskOptions),
     /// List the flows of a running ztun
@@ -82,6 +86,31 @@ pub enum Command {
     },
     /// Write the manual page to standard output
     Man,
+}
+
+/// What is done with the service.
+#[cfg(windows)]
+#[derive(Subcommand, Debug)]
+pub enum ServiceCommand {
+    /// Install it with the router's options, and start it
+    #[command(override_usage = "ztun service install -- --socks5 [USER@]HOST:PORT [OPTIONS]")]
+    Install {
+        /// The router's options
+        #[arg(last = true)]
+        options: Vec<OsString>,
+    },
+    /// Stop and remove it
+    Remove,
+    /// What Windows starts
+    #[command(hide = true)]
+    Run {
+        /// Where the options were typed
+        #[arg(long)]
+        directory: PathBuf,
+        /// The router's options
+        #[arg(last = true)]
+        options: Vec<OsString>,
+    },
 }
 
 /// Logging.

@@ -23,6 +23,8 @@ mod inquiry;
 #[cfg_attr(windows, path = "local_windows.rs")]
 mod local;
 mod metrics;
+#[cfg(any(windows, test))]
+mod pipe_name;
 pub mod protocol;
 mod report;
 mod server;

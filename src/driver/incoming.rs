@@ -164,6 +164,7 @@ mod tests {
         assert!(train.push(3, b"longer"));
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_burst_is_read_whole_and_in_order_and_then_as_trains() {
         let any = "127.0.0.1:0".parse().expect("address");

@@ -15,6 +15,9 @@ use windows_sys::Win32::Networking::WinSock::{
 /// What is asked of the poll for a connection.
 pub(super) const STREAM: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
+/// There are no marks: sockets are kept outside the tunnel by the interface that they leave by.
+pub(super) const MARKS: bool = false;
+
 /// A socket that never blocks and that no other program inherits.
 pub(super) fn socket(domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     let socket = Socket::new(domain, kind, Some(protocol))?;
@@ -22,7 +25,7 @@ pub(super) fn socket(domain: Domain, kind: Type, protocol: Protocol) -> io::Resu
     Ok(socket)
 }
 
-/// There are no marks: sockets are kept outside the tunnel by the interface that they leave by.
+/// There are none.
 pub(super) fn mark(_socket: &Socket, _mark: u32) -> io::Result<()> {
     Ok(())
 }
@@ -97,8 +100,9 @@ pub(super) fn is_stuck(_socket: &Socket, _resent: u8) -> io::Result<bool> {
 mod tests {
     use super::*;
 
+    /// Wine 8.0 does not know the options.
     #[test]
-    fn sockets_of_both_families_can_be_bound_to_an_interface_and_freed_again() {
+    fn on_windows_sockets_of_both_families_can_be_bound_to_an_interface_and_freed_again() {
         // The loopback interface has number 1 on every Windows.
         for (domain, v6) in [(Domain::IPV4, false), (Domain::IPV6, true)] {
             let socket = socket(domain, Type::DGRAM, Protocol::UDP).unwrap();

@@ -1,4 +1,5 @@
-//! What asks to stop on Windows, as readiness of a socket: Ctrl-C, Ctrl-Break, a console that is closed, the end of the session or of the machine.
+//! What asks to stop on Windows, as readiness of a socket: Ctrl-C, Ctrl-Break, a console that is closed, the end of the session or of the machine,
+//! and whoever else speaks for the system ([`ask_to_stop`]: the service control manager).
 //!
 //! The system calls a handler on a thread of its own; it writes an octet into each pair of loopback sockets that somebody reads, which the poll takes
 //! as it takes any other.
@@ -8,10 +9,12 @@ use mio::net::TcpStream;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::windows::io::AsRawSocket;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use windows_sys::Win32::Networking::WinSock::{POLLRDNORM, SOCKET, WSAPOLLFD, WSAPoll};
-use windows_sys::Win32::System::Console::{CTRL_BREAK_EVENT, CTRL_C_EVENT, SetConsoleCtrlHandler};
+use windows_sys::Win32::System::Console::{
+    CTRL_BREAK_EVENT, CTRL_C_EVENT, CTRL_LOGOFF_EVENT, SetConsoleCtrlHandler,
+};
 use windows_sys::core::BOOL;
 
 /// Who is told, each under a number of its own.
@@ -23,17 +26,33 @@ fn told() -> MutexGuard<'static, Vec<(u64, Waker)>> {
     TOLD.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Called by the system on a thread of its own. What it returns: whether the event is dealt with.
-unsafe extern "system" fn handler(event: u32) -> BOOL {
+/// Whether this process is a service, which other people's log-off does not concern.
+static SERVICE: AtomicBool = AtomicBool::new(false);
+
+/// This process is a service from here on.
+pub fn become_service() {
+    SERVICE.store(true, Ordering::Relaxed);
+}
+
+/// One signal for everybody who listens, as Ctrl-C is: whether there is anybody.
+pub fn ask_to_stop() -> bool {
     let told = told();
-    if told.is_empty() {
-        return 0;
-    }
     for (_, waker) in told.iter() {
         // One whose buffer is full has been woken; one that is gone needs no waking.
         let _ = waker.wake();
     }
-    drop(told);
+    !told.is_empty()
+}
+
+/// Called by the system on a thread of its own. What it returns: whether the event is dealt with.
+unsafe extern "system" fn handler(event: u32) -> BOOL {
+    // Whose log-off it is, is not said; what the system would do of itself is to end the process.
+    if event == CTRL_LOGOFF_EVENT && SERVICE.load(Ordering::Relaxed) {
+        return 1;
+    }
+    if !ask_to_stop() {
+        return 0;
+    }
     if matches!(event, CTRL_C_EVENT | CTRL_BREAK_EVENT) {
         return 1;
     }
@@ -222,8 +241,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_waker_counts_as_a_signal_and_a_dropped_one_ends_a_wait() {
+    fn the_systems_events_and_a_managers_stop_are_signals_and_anothers_log_off_is_none_for_a_service() {
         let mut signals = Signals::new().expect("signals");
+        let waiter = signals.waiter().expect("waiter");
+        // SAFETY: the handler takes a number, and what it shares is behind a lock.
+        assert_eq!(unsafe { handler(CTRL_BREAK_EVENT) }, 1);
+        assert!(ask_to_stop());
+        let mut count = 0;
+        while count < 2 && waiter.wait(Duration::from_secs(10)).expect("wait") {
+            count += signals.drain();
+        }
+        assert_eq!(count, 2);
+        become_service();
+        // SAFETY: as above.
+        assert_eq!(unsafe { handler(CTRL_LOGOFF_EVENT) }, 1);
+        assert!(!waiter.wait(Duration::from_millis(20)).expect("wait"));
+    }
+
+    #[test]
+    fn a_waker_counts_as_a_signal_and_a_dropped_one_ends_a_wait() {
+        let mut signals = Signals::none().expect("signals");
         let waiter = signals.waiter().expect("waiter");
         let (other, disarmed) = Waiter::pair().expect("pair");
         assert!(!waiter.wait(Duration::from_millis(1)).expect("wait"));

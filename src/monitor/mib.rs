@@ -230,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_sleep_is_seen_whether_the_loops_clock_counts_it_or_not() {
-        let at = |seconds| Instant::from_millis(seconds * 1_000);
+        let at = |seconds: u64| Instant::from_millis(seconds * 1_000);
         let show =
             |ticks, awake| clocks(Duration::ZERO, Duration::from_secs(ticks), Duration::from_secs(awake));
         for loop_clock in [60, 660] {

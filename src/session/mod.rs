@@ -17,6 +17,7 @@
 
 mod cleanup;
 mod device;
+mod egress;
 mod embedded;
 mod error;
 #[cfg(target_os = "linux")]
@@ -24,12 +25,15 @@ pub mod exec;
 mod keeper;
 mod names;
 mod network;
-#[cfg_attr(not(target_os = "linux"), path = "notify_plain.rs")]
+#[cfg_attr(windows, path = "notify_windows.rs")]
+#[cfg_attr(not(any(target_os = "linux", windows)), path = "notify_plain.rs")]
 mod notify;
 mod outside;
 mod probe;
 mod replace;
 mod router;
+#[cfg(windows)]
+pub mod service;
 mod setup;
 mod state;
 mod token;
