@@ -17,7 +17,6 @@
 
 mod cleanup;
 mod device;
-mod egress;
 mod embedded;
 mod error;
 #[cfg(target_os = "linux")]
