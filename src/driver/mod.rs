@@ -61,7 +61,7 @@ pub use clock::Clock;
 pub use health::QUESTION;
 pub use service::{Scene, Service, SocketView, Tokens};
 pub use signals::{Signals, Waiter, Waker, Woken};
-pub use socket::{EgressBinding, Protect};
+pub use socket::{EgressBinding, MARKS, Protect};
 pub use stop::{Closed, DRAIN_PATIENCE, STOP_PATIENCE};
 pub use watch::Watch;
 

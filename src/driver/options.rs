@@ -10,6 +10,9 @@ use std::os::fd::AsRawFd;
 /// What is asked of the poll for a connection: an urgent mark too.
 pub(super) const STREAM: Interest = Interest::READABLE.add(Interest::WRITABLE).add(Interest::PRIORITY);
 
+/// Whether sockets carry marks, which routing rules know.
+pub(super) const MARKS: bool = true;
+
 /// A socket that never blocks and that no other program inherits.
 pub(super) fn socket(domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))

@@ -9,6 +9,9 @@ use std::num::NonZeroU32;
 /// What is asked of the poll for a connection.
 pub(super) const STREAM: Interest = Interest::READABLE.add(Interest::WRITABLE);
 
+/// There are no marks, and nothing that sockets could be bound to.
+pub(super) const MARKS: bool = false;
+
 /// A socket that never blocks and that no other program inherits.
 pub(super) fn socket(domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
     let socket = Socket::new(domain, kind, Some(protocol))?;

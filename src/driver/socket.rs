@@ -48,6 +48,9 @@ impl std::fmt::Debug for Protect {
     }
 }
 
+/// Whether the system knows marks, so that a routing rule keeps sockets outside the tunnel; else they have to be bound to an interface.
+pub const MARKS: bool = options::MARKS;
+
 /// How ztun's own sockets are told from the machine's.
 #[derive(Clone, Debug, Default)]
 pub struct EgressBinding {

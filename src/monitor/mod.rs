@@ -152,6 +152,11 @@ impl NetworkState {
         self.interfaces.iter().any(|interface| interface.index == index && interface.running)
     }
 
+    /// The interface of the preferred default route that carries, of IPv4 where there is one; `None` when there is no way out.
+    pub fn way_out(&self) -> Option<IfIndex> {
+        self.defaults.iter().map(|route| route.interface).find(|interface| self.is_running(*interface))
+    }
+
     /// The number of the interface of this name.
     pub fn index_of(&self, name: &str) -> Option<IfIndex> {
         self.interfaces.iter().find(|interface| interface.name == name).map(|interface| interface.index)

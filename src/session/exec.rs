@@ -3,6 +3,7 @@
 //! The device is opened inside, the loop stays outside: nothing loops, nothing on the machine is changed, and nothing has to be undone. Without
 //! a proxy of the user's, the embedded one runs in a process of its own, and ends with this one.
 
+use super::egress::Egress;
 use super::setup::{build, engine, log_totals, machine, proxies, raise_limits};
 use super::{RunError, network, probe};
 use crate::config::{Config, Credentials, Proxy};
@@ -106,7 +107,7 @@ pub(crate) fn in_namespace(
     // Nothing on this machine is ztun's: the command's network is another.
     let own = Own { device: String::new(), protocol: PROTOCOL };
     let mut services: Vec<Box<dyn Service<Tun>>> = Vec::new();
-    if let Some(network) = network::follow(own, None, None, &mut engine, clock.now()) {
+    if let Some(network) = network::follow(own, None, Egress::Routed, &mut engine, clock.now()) {
         services.push(Box::new(network));
     }
     let mut child = waiting.go().map_err(machine("the command's process has gone", "run it again"))?;

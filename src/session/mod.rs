@@ -17,6 +17,7 @@
 
 mod cleanup;
 mod device;
+mod egress;
 mod embedded;
 mod error;
 #[cfg(target_os = "linux")]

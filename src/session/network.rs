@@ -5,7 +5,7 @@
 //! The `monitor` tells that something has changed, its debouncer when it is time to look. Then everything is read again, and in this order:
 //!
 //! 1. `--interface` is a name: an interface that was made anew under it has another number, which sockets are bound to from here on. Without it
-//!    the machine's main table decides, for each packet, by the rule of our mark.
+//!    the machine's main table decides, for each packet, by the rule of our mark; where there are no marks, the default route (`egress`).
 //! 2. The machine's name servers are kept, and the rules of ours follow ([`Applied::refresh`]): they name the machine's addresses. What somebody has deleted is made again.
 //! 3. Is there a way out: does a route lead to one of the proxies, by an interface that carries? If not the engine is paused, and what lives is
 //!    left alone, for it may live on when the way comes back. If there is one again, it resumes.
@@ -26,6 +26,7 @@
 //!
 //! After a sleep every connection is put to the question: a router on the way may have forgotten it. What stays on the machine lives always.
 
+use super::egress::Egress;
 use crate::driver::{QUESTION, Scene, Service, SocketView, Tokens};
 use crate::engine::{Engine, SocketId};
 use crate::host::DnsCheck;
@@ -56,8 +57,8 @@ pub(super) struct NetworkService<M> {
     monitor: M,
     /// What was changed on the machine, if anything.
     applied: Option<Rc<RefCell<Applied>>>,
-    /// The interface that was asked for.
-    interface: Option<String>,
+    /// What decides by which interface sockets leave.
+    egress: Egress,
     debounce: Debounce,
     sleep: SleepWatch,
     state: NetworkState,
@@ -77,12 +78,12 @@ pub(super) struct NetworkService<M> {
 pub(super) fn follow(
     own: Own,
     applied: Option<Rc<RefCell<Applied>>>,
-    interface: Option<String>,
+    egress: Egress,
     engine: &mut Engine,
     now: Instant,
 ) -> Option<NetworkService<SystemMonitor>> {
     let service =
-        SystemMonitor::new(own).and_then(|monitor| NetworkService::new(monitor, applied, interface, now));
+        SystemMonitor::new(own).and_then(|monitor| NetworkService::new(monitor, applied, egress, now));
     match service {
         Ok(service) => {
             engine.watch_network();
@@ -113,7 +114,7 @@ enum Verdict {
 }
 
 impl<M: Monitor> NetworkService<M> {
-    /// Follows what `monitor` sees. `interface` is what sockets are bound to, by name; `applied` is made to follow.
+    /// Follows what `monitor` sees. `egress` decides what sockets are bound to; `applied` is made to follow.
     ///
     /// # Errors
     ///
@@ -121,7 +122,7 @@ impl<M: Monitor> NetworkService<M> {
     pub(super) fn new(
         mut monitor: M,
         applied: Option<Rc<RefCell<Applied>>>,
-        interface: Option<String>,
+        egress: Egress,
         now: Instant,
     ) -> io::Result<NetworkService<M>> {
         let state = monitor.state()?;
@@ -132,7 +133,7 @@ impl<M: Monitor> NetworkService<M> {
         Ok(NetworkService {
             monitor,
             applied,
-            interface,
+            egress,
             debounce,
             sleep,
             state,
@@ -209,17 +210,37 @@ impl<M: Monitor> NetworkService<M> {
         if ways.is_empty() { "no default route".into() } else { format!("default route {}", ways.join(", ")) }
     }
 
-    /// Has sockets bound to the interface that has the name by now; whether it is another.
-    fn rebind<D>(&self, scene: &mut Scene<'_, D>) -> bool {
-        let Some(name) = &self.interface else { return false };
-        let index = self.state.index_of(name).and_then(|index| NonZeroU32::new(index.0));
-        // Without one the old number stays, by which nothing leaves.
+    /// Has sockets leave by the interface that is right by now; whether those that there are cannot go on by theirs.
+    fn rebind<D>(&mut self, scene: &mut Scene<'_, D>) -> bool {
+        let proxies = scene.engine.snapshot().proxies;
+        let proxy =
+            proxies.iter().map(|proxy| proxy.addr.ip().to_canonical()).find(|addr| !addr.is_loopback());
+        let index = self.egress.interface(&self.state, proxy, &mut self.monitor);
         if index.is_none() || index == scene.binding.interface {
             return false;
         }
-        log::info!("the interface {name} was made anew: connections leave by it from here on");
         scene.binding.interface = index;
-        true
+        match &self.egress {
+            Egress::Named(name) => {
+                log::info!("the interface {name} was made anew: connections leave by it from here on");
+                true
+            }
+            Egress::Routed | Egress::Followed => {
+                log::info!("new connections leave by interface {}", index.map_or(0, NonZeroU32::get));
+                self.take_along(index, scene);
+                false
+            }
+        }
+    }
+
+    /// Has sockets that have no address of their own, and so nothing that ties them to an interface, leave by this one.
+    fn take_along<D>(&self, index: Option<NonZeroU32>, scene: &Scene<'_, D>) {
+        let free = |socket: &SocketView| socket.local.is_some_and(|local| local.ip().is_unspecified());
+        for socket in scene.sockets().filter(free) {
+            if let Err(error) = scene.pin(socket.id, index) {
+                log::debug!("cannot bind a socket to {index:?}: {error}");
+            }
+        }
     }
 
     /// Has the machine's rules follow.

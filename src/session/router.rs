@@ -155,8 +155,8 @@ impl Router {
             services.push(Box::new(Names::new(Rc::clone(applied), self.clock)));
         }
         let own = Own { device: device.name().to_owned(), protocol: PROTOCOL };
-        let interface = self.config.host.interface.clone();
-        if let Some(network) = network::follow(own, applied, interface, engine, self.clock.now()) {
+        let egress = setup::egress(&self.config, self.embedded.as_ref());
+        if let Some(network) = network::follow(own, applied, egress, engine, self.clock.now()) {
             services.push(Box::new(network));
         }
         services

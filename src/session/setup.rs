@@ -1,11 +1,13 @@
 //! What a run is built from: limits, sockets' way out, the proxy's processes, engine and loop.
 
 use super::RunError;
+use super::egress::Egress;
 use super::embedded::Embedded;
 use crate::config::{Cidr, Config};
-use crate::driver::{Clock, Driver, EgressBinding, Owner, Parts, Signals, limits};
+use crate::driver::{Clock, Driver, EgressBinding, MARKS, Owner, Parts, Signals, limits};
 use crate::engine::Engine;
 use crate::host::{self, LocalProxy};
+use crate::monitor::{Monitor, Own, SystemMonitor};
 use crate::outbound::rule::Proto;
 use crate::tun::Device;
 use std::cell::RefCell;
@@ -106,6 +108,23 @@ pub(super) fn egress_index(config: &Config) -> Result<Option<NonZeroU32>, RunErr
     Ok(NonZeroU32::new(index))
 }
 
+/// What decides by which interface ztun's own sockets leave. Inside another program that is the system's business, or the program's.
+pub(super) fn egress(config: &Config, embedded: Option<&Embedded>) -> Egress {
+    Egress::of(config.host.interface.as_ref(), MARKS || embedded.is_some())
+}
+
+/// The interface that sockets are bound to from the start, where the system knows no marks.
+fn followed(config: &Config) -> Result<Option<NonZeroU32>, RunError> {
+    let failed = machine("cannot read the machine's network", "--interface names the way out");
+    let own = Own { device: config.host.tun.clone(), protocol: host::PROTOCOL };
+    let proxy = proxy_addresses(config).into_iter().find(|addr| !addr.is_loopback());
+    let read = |mut monitor: SystemMonitor| {
+        let state = monitor.state()?;
+        Ok(Egress::Followed.interface(&state, proxy, &mut monitor))
+    };
+    SystemMonitor::new(own).and_then(read).map_err(failed)
+}
+
 /// How ztun's own sockets leave: with the mark that the routing rules know, by the interface that was asked for, and with what the limit on descriptors,
 /// which is raised, spares for flows.
 pub(super) fn binding(config: &Config, embedded: Option<&Embedded>) -> Result<EgressBinding, RunError> {
@@ -119,6 +138,9 @@ pub(super) fn binding(config: &Config, embedded: Option<&Embedded>) -> Result<Eg
     let interface = egress_index(config)?;
     let binding = EgressBinding { mark: Some(config.host.mark), interface, below, protect };
     match binding.check() {
+        Ok(()) if egress(config, embedded) == Egress::Followed => {
+            Ok(EgressBinding { interface: followed(config)?, ..binding })
+        }
         Ok(()) => Ok(binding),
         // Without routes of ours nothing depends on the mark.
         Err(error) if config.host.no_route && error.kind() == io::ErrorKind::PermissionDenied => {
