@@ -40,7 +40,10 @@ impl Network {
     pub(super) fn read(tun: &str) -> io::Result<Network> {
         let mut interfaces = observe::interfaces()?;
         let stand_in = stand_in_name(tun);
-        let hidden = interfaces.iter().find(|interface| interface.name == stand_in).map(|found| found.index);
+        let hidden = interfaces
+            .iter()
+            .find(|interface| Some(&interface.name) == stand_in.as_ref())
+            .map(|found| found.index);
         interfaces.retain(|interface| Some(interface.index) != hidden);
         let mut rules = observe::rules(Family::V4)?;
         // A kernel without IPv6 has none of its rules.

@@ -50,10 +50,8 @@ mod want;
 
 pub use report::{DnsCheck, Outcome};
 pub use reversible::Reversible;
-pub use system::{
-    Change, LocalProxy, find_interface, interface_index, reset_existing, stand_in_name, stays_outside,
-};
-pub use want::{Family, PROTOCOL, Want};
+pub use system::{Change, LocalProxy, find_interface, interface_index, reset_existing, stand_in_name};
+pub use want::{Family, PROTOCOL, Want, stays_outside};
 
 /// One undo on this system, and what came of it.
 pub type Step = report::Step<Change>;

@@ -416,7 +416,7 @@ impl<H: Host, J: Journal<H::Change>> Run<H, J> {
 }
 
 /// Undoes what a run on `device` left behind: what the journal says, then, with `search`, what the machine shows.
-fn restore_from<H: Host>(
+pub(super) fn restore_from<H: Host>(
     host: &mut H,
     journal: &mut impl Journal<H::Change>,
     device: &str,

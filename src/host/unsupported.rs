@@ -244,14 +244,9 @@ pub fn reset_existing(_device: &str, _keep: &dyn Fn(SocketAddr, SocketAddr) -> b
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Everything does.
-pub fn stays_outside(_config: &HostPlanConfig, _proxies: &[IpAddr], _remote: IpAddr) -> bool {
-    true
-}
-
-/// The name of the stand-in of `device`.
-pub fn stand_in_name(device: &str) -> String {
-    device.into()
+/// There is none.
+pub fn stand_in_name(_device: &str) -> Option<String> {
+    None
 }
 
 /// Nobody knows.

@@ -106,6 +106,13 @@ impl Want {
     }
 }
 
+/// Whether a connection to `remote` stays outside by what `config` says: it is to a proxy or a bypassed network, or to none that is captured. For
+/// [`reset_existing`](super::reset_existing).
+pub fn stays_outside(config: &HostPlanConfig, proxies: &[IpAddr], remote: IpAddr) -> bool {
+    let within = |nets: &[Cidr]| nets.iter().any(|net| net.contains(remote));
+    proxies.contains(&remote) || within(&config.bypass) || !within(&config.routes)
+}
+
 /// The network with its host bits cleared, as systems want routes, and give them back.
 pub(super) fn network(net: &Cidr) -> Cidr {
     let prefix = u32::from(net.prefix);
@@ -120,4 +127,21 @@ pub(super) fn network(net: &Cidr) -> Cidr {
         }
     };
     Cidr { addr, prefix: net.prefix }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_bypassed_networks_and_what_is_not_captured_stay_outside() {
+        let mut config = HostPlanConfig { bypass: vec!["10.0.0.0/8".parse().unwrap()], ..Default::default() };
+        let proxies = ["203.0.113.9".parse().unwrap()];
+        let outside =
+            |config: &HostPlanConfig, remote: &str| stays_outside(config, &proxies, remote.parse().unwrap());
+        assert!(outside(&config, "203.0.113.9") && outside(&config, "10.1.2.3"));
+        assert!(!outside(&config, "8.8.8.8") && !outside(&config, "2606:4700::1111"));
+        config.routes = vec!["172.16.0.0/12".parse().unwrap()];
+        assert!(outside(&config, "8.8.8.8") && !outside(&config, "172.16.0.1"));
+    }
 }

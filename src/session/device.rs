@@ -86,7 +86,7 @@ impl Machine {
         if host.no_route || host.kill_switch || !self.renewable() {
             return;
         }
-        let name = host::stand_in_name(&self.name);
+        let Some(name) = host::stand_in_name(&self.name) else { return };
         let made = Tun::open(&name, host.mtu, OffloadLevel::Off).map_err(|error| error.to_string()).and_then(
             |tun| {
                 applied.stand_in(tun.name()).map_err(|error| error.to_string())?;

@@ -117,10 +117,6 @@ pub fn dry_run(config: &Config) -> Result<String, RunError> {
     let device = |name: &str| {
         format!("device add {name}\n    undo: device del {name}, by the kernel when ztun ends\n")
     };
-    let stand_in = if host.no_route || host.kill_switch {
-        String::new()
-    } else {
-        device(&host::stand_in_name(&host.tun))
-    };
-    Ok(device(&host.tun) + &changes + &stand_in)
+    let stand_in = host::stand_in_name(&host.tun).filter(|_| !host.no_route && !host.kill_switch);
+    Ok(device(&host.tun) + &changes + &stand_in.map_or_else(String::new, |name| device(&name)))
 }

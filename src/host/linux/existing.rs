@@ -12,7 +12,6 @@
 
 use super::kernel;
 use super::owner::{request, serves};
-use crate::config::{Cidr, HostPlanConfig};
 use crate::netlink::Netlink;
 use netlink_packet_core::{
     DecodeError, Emitable, NetlinkDeserializable, NetlinkHeader, NetlinkPayload, NetlinkSerializable,
@@ -63,13 +62,6 @@ fn is_link_local(addr: IpAddr) -> bool {
         IpAddr::V4(addr) => addr.is_link_local(),
         IpAddr::V6(addr) => addr.is_unicast_link_local(),
     }
-}
-
-/// Whether a connection to `remote` stays outside by what `config` says: it is to a proxy or a bypassed network, or to none that is captured. For
-/// [`reset_existing`].
-pub fn stays_outside(config: &HostPlanConfig, proxies: &[IpAddr], remote: IpAddr) -> bool {
-    let within = |nets: &[Cidr]| nets.iter().any(|net| net.contains(remote));
-    proxies.contains(&remote) || within(&config.bypass) || !within(&config.routes)
 }
 
 /// Closes the TCP connections of this network namespace that pass the tunnel by, but for those that `keep` (local end, remote end; IPv4 is never
@@ -252,17 +244,5 @@ mod tests {
             let connection = Connection { local: local.parse().unwrap(), remote: remote.parse().unwrap() };
             assert_eq!(around().passes_by(&connection), closed, "{local} {remote}");
         }
-    }
-
-    #[test]
-    fn proxies_bypassed_networks_and_what_is_not_captured_stay_outside() {
-        let mut config = HostPlanConfig { bypass: vec!["10.0.0.0/8".parse().unwrap()], ..Default::default() };
-        let proxies = ["203.0.113.9".parse().unwrap()];
-        let outside =
-            |config: &HostPlanConfig, remote: &str| stays_outside(config, &proxies, remote.parse().unwrap());
-        assert!(outside(&config, "203.0.113.9") && outside(&config, "10.1.2.3"));
-        assert!(!outside(&config, "8.8.8.8") && !outside(&config, "2606:4700::1111"));
-        config.routes = vec!["172.16.0.0/12".parse().unwrap()];
-        assert!(outside(&config, "8.8.8.8") && !outside(&config, "172.16.0.1"));
     }
 }

@@ -18,7 +18,7 @@ pub mod process;
 mod standin;
 
 pub use change::Change;
-pub use existing::{reset_existing, stays_outside};
+pub use existing::reset_existing;
 pub use kernel::{find as find_interface, index_of as interface_index};
 pub use owner::LocalProxy;
 pub use standin::stand_in_name;
@@ -29,6 +29,9 @@ pub(super) use machine::Machine;
 pub(super) use standin::{is_stood_in, stand_in};
 
 use std::io;
+
+/// Where journals and locks are kept.
+pub(super) const RUN_DIR: &str = "/run/ztun";
 
 /// What to try where a privilege is missing.
 pub(super) const PRIVILEGE: &str = "run as root or with CAP_NET_ADMIN";

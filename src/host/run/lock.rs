@@ -1,6 +1,6 @@
 //! Where ztun keeps its files while it runs, and the locks that keep two runs apart.
 //!
-//! The directory (`/run/ztun`, mode 0700) belongs to the user that ztun runs as: whoever can write to it can make root delete routes, so
+//! The directory (`/run/ztun` on Linux, mode 0700) belongs to the user that ztun runs as: whoever can write to it can make root delete routes, so
 //! one that belongs to someone else is refused. In it, for the device `ztun0`:
 //!
 //! - `ztun0.journal`: see [`journal`](super::journal).
@@ -37,10 +37,10 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// The directory of this machine: what the environment variable `ZTUN_RUN_DIR` says, else `/run/ztun`.
+    /// The directory of this machine: what the environment variable `ZTUN_RUN_DIR` says, else the system's own.
     pub fn standard() -> RunDir {
         let path = std::env::var_os("ZTUN_RUN_DIR").filter(|value| !value.is_empty());
-        RunDir::at(path.unwrap_or("/run/ztun".into()).into())
+        RunDir::at(path.unwrap_or(system::RUN_DIR.into()).into())
     }
 
     /// Another directory.
