@@ -78,10 +78,10 @@ const CRATES: [(&str, &[&str]); 22] = [
     ("prometheus_client", &["control"]),
     ("httparse", &["control"]),
     // Windows.
-    ("windows_sys", &["tun", "monitor", "driver"]),
+    ("windows_sys", &["tun", "host", "monitor", "driver"]),
     ("wintun", &["tun"]),
     ("windows_service", &["session", "cli"]),
-    ("ipconfig", &["proxy"]),
+    ("ipconfig", &["host", "proxy"]),
 ];
 
 /// The rest of the netlink family and the oracle of the tests, known by name like those above.

@@ -16,9 +16,9 @@
 //! own.
 //! Nothing here knows the engine.
 
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", windows))]
 mod run;
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", windows))]
 pub use run::{
     Applied, Holder, RunDir, dry_run, holder, left_behind, name_servers, restore, restore_in, restore_own,
     up, up_in,
@@ -31,21 +31,32 @@ use linux as system;
 #[cfg(target_os = "linux")]
 pub use linux::{change, dns, netns, observe, plan, privilege, process};
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(windows, test))]
+#[cfg_attr(not(windows), allow(unreachable_pub, dead_code, reason = "compiled for its tests"))]
+mod windows;
+#[cfg(windows)]
+use windows as system;
+#[cfg(windows)]
+pub use windows::{change, guard, plan, process, rows};
+
+#[cfg(not(any(target_os = "linux", windows)))]
 #[path = "process_plain.rs"]
 pub mod process;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 mod unsupported;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 use unsupported as system;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 pub use unsupported::{
     Applied, Holder, RunDir, dry_run, holder, left_behind, name_servers, restore, restore_own, up,
 };
 
 mod report;
 mod reversible;
-#[cfg_attr(not(target_os = "linux"), allow(dead_code, reason = "only a run asks what is wanted"))]
+#[cfg_attr(
+    not(any(target_os = "linux", windows)),
+    allow(dead_code, reason = "only a run asks what is wanted")
+)]
 mod want;
 
 pub use report::{DnsCheck, Outcome};

@@ -24,9 +24,12 @@ use super::want::Want;
 use std::io;
 
 mod applied;
+#[cfg_attr(windows, path = "run/files_windows.rs")]
+mod files;
 pub(super) mod journal;
 pub(super) mod lock;
 mod remedy;
+#[cfg_attr(windows, path = "run/socket_windows.rs")]
 mod socket;
 pub use applied::{
     Applied, dry_run, holder, left_behind, name_servers, restore, restore_in, restore_own, up, up_in,

@@ -1,6 +1,7 @@
 //! What is to be on a machine while a run lasts, whichever system it is.
 
 use crate::config::{Cidr, HostPlanConfig};
+use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Everything of ours in the kernel's tables carries this protocol number where they know such a number (RTA_PROTOCOL, FRA_PROTOCOL): 'z'.
@@ -24,6 +25,15 @@ impl Family {
     /// The family of a network.
     pub fn of(net: &Cidr) -> Family {
         if net.addr.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::V4 => "v4",
+            Family::V6 => "v6",
+        })
     }
 }
 

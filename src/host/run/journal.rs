@@ -4,12 +4,12 @@
 //! undo of every change in the order of the changes, one line each. A line counts when its newline is there: a torn one was never synced, so its change
 //! was never made. A journal that is written anew takes its name in one step (rename): there is the old one or the new one.
 
+use super::files;
 use super::lock::RunDir;
 use super::{Journal, Pending};
 use crate::host::reversible::Reversible;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "ztun-journal 1";
@@ -30,18 +30,12 @@ impl FileJournal {
     }
 
     fn write_draft(&self, text: &str) -> io::Result<File> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-            .open(&self.draft)?;
+        let mut file =
+            files::private().read(true).write(true).create(true).truncate(true).open(&self.draft)?;
         file.write_all(text.as_bytes())?;
         file.sync_data()?;
         fs::rename(&self.draft, &self.path)?;
-        sync_parent(&self.path)?;
+        files::sync_parent(&self.path)?;
         Ok(file)
     }
 }
@@ -49,8 +43,7 @@ impl FileJournal {
 impl<C: Reversible> Journal<C> for FileJournal {
     fn pending(&mut self) -> io::Result<Pending<C>> {
         let mut octets = Vec::new();
-        match OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC).open(&self.path)
-        {
+        match files::private().read(true).open(&self.path) {
             Ok(mut file) => file.read_to_end(&mut octets)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Pending::default()),
             Err(error) => return Err(error),
@@ -88,7 +81,7 @@ impl<C: Reversible> Journal<C> for FileJournal {
     fn clear(&mut self) -> io::Result<()> {
         self.file = None;
         let removed = remove(&self.path)?;
-        if remove(&self.draft)? || removed { sync_parent(&self.path) } else { Ok(()) }
+        if remove(&self.draft)? || removed { files::sync_parent(&self.path) } else { Ok(()) }
     }
 }
 
@@ -101,7 +94,7 @@ fn remove(path: &Path) -> io::Result<bool> {
     }
 }
 
-pub(super) fn read<C: Reversible>(text: &str) -> Pending<C> {
+pub(in crate::host) fn read<C: Reversible>(text: &str) -> Pending<C> {
     let mut pending = Pending::default();
     for (number, line) in text.split_inclusive('\n').enumerate() {
         let Some(line) = line.strip_suffix('\n') else { continue };
@@ -121,11 +114,6 @@ pub(super) fn read<C: Reversible>(text: &str) -> Pending<C> {
     pending
 }
 
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
-}
-
-#[cfg(target_os = "linux")]
 #[cfg(test)]
 mod tests {
     use super::super::lock::Lock;

@@ -4,25 +4,23 @@
 //! one that belongs to someone else is refused. In it, for the device `ztun0`:
 //!
 //! - `ztun0.journal`: see [`journal`](super::journal).
-//! - `ztun0.lock`: locked with `flock` by the run that has the device; it holds the process id and the time at which the process was started, as the
+//! - `ztun0.lock`: locked by the run that has the device; it holds the process id and the time at which the process was started, as the
 //!   system counts, which tells it from a later process with the same id.
 //! - `.routes.lock`: the same for the table and the rules, which all devices share.
 //!
 //! The files of a run in a network namespace of its own, which has devices, routes and rules of its own, carry that
 //! namespace's number: `ztun0@4026532281.journal`.
 //!
-//! A lock file is deleted before it is released, so a process that waited for nothing may hold a lock on a deleted file: taking a lock
-//! ends with a look whether the name still leads to the file that was locked.
+//! A lock file is deleted before it is released: [`files`] knows what follows from that.
 //!
 //! A process that was killed has its locks until the kernel has taken it down, device and all, which takes a moment. Whoever comes in that moment waits
 //! for its end.
 
+use super::files::{self, Attempt};
 use crate::host::process::Other;
 use crate::host::system;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,7 +38,7 @@ impl RunDir {
     /// The directory of this machine: what the environment variable `ZTUN_RUN_DIR` says, else the system's own.
     pub fn standard() -> RunDir {
         let path = std::env::var_os("ZTUN_RUN_DIR").filter(|value| !value.is_empty());
-        RunDir::at(path.unwrap_or(system::RUN_DIR.into()).into())
+        RunDir::at(path.map_or_else(files::standard_dir, PathBuf::from))
     }
 
     /// Another directory.
@@ -60,23 +58,6 @@ impl RunDir {
 
     pub(in crate::host) fn file(&self, stem: &str, extension: &str) -> PathBuf {
         self.path.join(format!("{stem}{}.{extension}", self.suffix))
-    }
-
-    fn create(&self) -> io::Result<()> {
-        match DirBuilder::new().mode(0o700).create(&self.path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
-        let found = fs::symlink_metadata(&self.path)?;
-        // SAFETY: geteuid has no arguments and cannot fail.
-        let user = unsafe { libc::geteuid() };
-        if !found.is_dir() || found.uid() != user || found.mode() & 0o022 != 0 {
-            let text =
-                format!("{} must be a directory that only user {user} can write to", self.path.display());
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
-        }
-        Ok(())
     }
 }
 
@@ -163,49 +144,29 @@ impl Lock {
         let mut waited = false;
         // Ends: every further round means that another run has just ended and deleted its file, or the directory.
         loop {
-            dir.create()?;
-            let opened = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
-                .open(&path);
-            let mut file = match opened {
-                Ok(file) => file,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error.into()),
-            };
-            // SAFETY: the descriptor is open; flock touches no memory of ours.
-            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } < 0 {
-                let error = io::Error::last_os_error();
-                if error.kind() != io::ErrorKind::WouldBlock {
-                    return Err(error.into());
-                }
-                let mut text = String::new();
-                file.read_to_string(&mut text)?;
-                let holder = Holder::parse(&text);
-                if !core::mem::replace(&mut waited, true)
-                    && let Some(ending) = holder.filter(|holder| !holder.is_alive())
-                {
-                    if let Some(process) = Other::open(ending.pid)? {
-                        process.wait(END_LIMIT)?;
+            files::create_private(&dir.path)?;
+            let file = match files::try_lock(&path)? {
+                Attempt::Taken(file) => file,
+                Attempt::Vanished => continue,
+                Attempt::Held(text) => {
+                    let holder = Holder::parse(&text);
+                    if !core::mem::replace(&mut waited, true)
+                        && let Some(ending) = holder.filter(|holder| !holder.is_alive())
+                    {
+                        if let Some(process) = Other::open(ending.pid)? {
+                            process.wait(END_LIMIT)?;
+                        }
+                        continue;
                     }
-                    continue;
+                    return Err(LockError::Held { holder });
                 }
-                return Err(LockError::Held { holder });
-            }
-            let locked = file.metadata()?;
-            let same = |found: fs::Metadata| found.dev() == locked.dev() && found.ino() == locked.ino();
-            if fs::symlink_metadata(&path).is_ok_and(same) {
-                // From here on the file goes with the lock, whatever fails.
-                let mut lock = Lock { file, path };
-                let Holder { pid, started } = Holder::own()?;
-                lock.file.set_len(0)?;
-                lock.file.write_all(format!("{pid} {started}\n").as_bytes())?;
-                return Ok(lock);
-            }
+            };
+            // From here on the file goes with the lock, whatever fails.
+            let mut lock = Lock { file, path };
+            let Holder { pid, started } = Holder::own()?;
+            lock.file.set_len(0)?;
+            lock.file.write_all(format!("{pid} {started}\n").as_bytes())?;
+            return Ok(lock);
         }
     }
 }
@@ -221,7 +182,7 @@ impl Drop for Lock {
         {
             log::trace!("directory {} stays: {error}", dir.display());
         }
-        log::trace!("lock on descriptor {} released", self.file.as_raw_fd());
+        log::trace!("lock {} released", self.path.display());
     }
 }
 
