@@ -52,6 +52,7 @@ impl RunDir {
     }
 
     /// What stands between a file's stem and its extension: the number of a network namespace of one's own.
+    #[cfg(unix)]
     pub(in crate::host) fn suffix(&self) -> &str {
         &self.suffix
     }
@@ -212,6 +213,7 @@ mod tests {
         assert!(!dir.path.exists());
     }
 
+    #[cfg(unix)]
     #[test]
     fn a_directory_that_others_can_write_to_is_refused() {
         let (temporary, _) = dir();
@@ -227,6 +229,11 @@ mod tests {
         let own = Holder::own().unwrap();
         assert!(own.is_alive());
         assert!(!Holder { started: own.started + 1, ..own }.is_alive());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_process_of_another_program_holds_nothing() {
         let init = Holder { pid: 1, started: system::start_time(1).unwrap() };
         assert!(!init.is_alive(), "process 1 is no ztun");
     }

@@ -398,7 +398,7 @@ pub(super) fn parse_luid(word: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(in crate::host) mod tests {
     use super::*;
     use crate::host::windows::guard::tests::guard;
     use proptest::prelude::*;
@@ -425,7 +425,7 @@ pub(super) mod tests {
     }
 
     /// Every change there is.
-    pub(in crate::host::windows) fn change() -> impl Strategy<Value = Change> {
+    pub(in crate::host) fn change() -> impl Strategy<Value = Change> {
         let interface = (device(), any::<bool>(), settings(), settings());
         let outside =
             (net(), any::<u64>(), any::<bool>(), net()).prop_map(|(destination, luid, via, hop)| Outside {
