@@ -653,12 +653,13 @@ pub(in crate::host) mod tests {
         }
     }
 
-    /// docs/HOST-CHANGES.md lists every change with its undo, in these words: names of variants in the first two columns of its table.
+    /// docs/HOST-CHANGES.md lists every change with its undo, in these words: names of variants in the first two columns of its table for Linux.
     #[test]
     fn the_document_lists_every_change_with_its_undo() {
         let document = include_str!("../../../docs/HOST-CHANGES.md");
+        let linux = document.lines().take_while(|line| !["## macOS", "## Windows"].contains(line));
         let mut listed: Vec<(String, String)> = Vec::new();
-        for line in document.lines().filter(|line| line.starts_with("| `")) {
+        for line in linux.filter(|line| line.starts_with("| `")) {
             let mut cells = line.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).skip(1);
             listed.push((cells.next().unwrap(), cells.next().unwrap()));
         }

@@ -472,6 +472,51 @@ pub(in crate::host) mod tests {
         }
     }
 
+    fn variant(change: &Change) -> String {
+        let text = format!("{change:?}");
+        text.split(|c: char| !c.is_alphanumeric()).next().unwrap().to_owned()
+    }
+
+    /// One change of every variant. The match makes a new variant fail to compile until it is listed.
+    fn one_of_each() -> Vec<Change> {
+        let mut all: Vec<Change> = Vec::new();
+        let mut next = Some("interface set v4 mtu 1 metric 0 was mtu 2 metric auto dev ztun0");
+        while let Some(change) = next.map(|text| text.parse().unwrap()) {
+            next = match &change {
+                Change::InterfaceSet { .. } => Some("address add 10.0.0.1/8 dev ztun0"),
+                Change::AddressAdd(_) => Some("address del 10.0.0.1/8 dev ztun0"),
+                Change::AddressDelete(_) => Some("route add 0.0.0.0/1 dev ztun0"),
+                Change::RouteAdd(_) => Some("route del 0.0.0.0/1 dev ztun0"),
+                Change::RouteDelete(_) => Some("route add 10.0.0.0/8 via 192.168.1.1 luid 0x1"),
+                Change::OutsideAdd(_) => Some("route del 10.0.0.0/8 via 192.168.1.1 luid 0x1"),
+                Change::OutsideDelete(_) => Some("dns set 198.18.0.2 dev ztun0"),
+                Change::ServersSet(_) => Some("dns reset 198.18.0.2 dev ztun0"),
+                Change::ServersReset(_) => Some("dns policy add 198.18.0.2 for all names"),
+                Change::PolicyAdd(_) => Some("dns policy del 198.18.0.2 for all names"),
+                Change::PolicyDelete(_) => Some("guard add names luid 0x1 to 0.0.0.0/0 outside -"),
+                Change::GuardAdd(_) => Some("guard del names luid 0x1 to 0.0.0.0/0 outside -"),
+                Change::GuardDelete(_) => None,
+            };
+            all.push(change);
+        }
+        all
+    }
+
+    /// docs/HOST-CHANGES.md lists every change with its undo, in these words: names of variants in the first two columns of its table for Windows.
+    #[test]
+    fn the_document_lists_every_change_with_its_undo() {
+        let document = include_str!("../../../docs/HOST-CHANGES.md");
+        let part = document.split("\n## ").find(|part| part.starts_with("Windows\n")).unwrap();
+        let mut listed: Vec<(String, String)> = Vec::new();
+        for line in part.lines().filter(|line| line.starts_with("| `")) {
+            let mut cells = line.split('|').map(|cell| cell.trim().trim_matches('`').to_owned()).skip(1);
+            listed.push((cells.next().unwrap(), cells.next().unwrap()));
+        }
+        let coded: Vec<(String, String)> =
+            one_of_each().iter().map(|change| (variant(change), variant(&change.undo()))).collect();
+        assert_eq!(listed, coded);
+    }
+
     #[test]
     fn a_device_may_have_blanks_in_its_name() {
         let change = Change::RouteDelete(Route {
