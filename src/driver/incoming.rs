@@ -120,6 +120,7 @@ impl<'a, E: Copy + PartialEq> Train<'a, E> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(target_os = "linux")]
     use mio::net::UdpSocket;
 
     /// What becomes of datagrams of these sizes from one sender: the sizes of each train.

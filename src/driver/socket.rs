@@ -5,7 +5,7 @@ use crate::engine::Egress;
 use mio::net::{TcpStream, UdpSocket};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 use std::io::{self, IoSlice};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,6 +58,8 @@ pub struct EgressBinding {
     pub mark: Option<u32>,
     /// Interface index for SO_BINDTOIFINDEX; loopback destinations are left alone.
     pub interface: Option<NonZeroU32>,
+    /// Destinations with an interface of their own, in place of that.
+    pub ways: Vec<(IpAddr, NonZeroU32)>,
     /// Sockets have descriptors below this number; the others are kept for what is no flow's ([`for_flows`](limits::for_flows)).
     pub below: Option<limits::Number>,
     /// Who has to agree to each socket: a program that ztun is a library of.
@@ -65,13 +67,19 @@ pub struct EgressBinding {
 }
 
 impl EgressBinding {
+    /// The interface that a socket to this address is bound to.
+    pub fn interface_to(&self, to: IpAddr) -> Option<NonZeroU32> {
+        let own = self.ways.iter().find(|(addr, _)| *addr == to.to_canonical());
+        own.map(|(_, interface)| *interface).or(self.interface).filter(|_| !to.is_loopback())
+    }
+
     fn apply(&self, socket: &Socket, to: Option<SocketAddr>, egress: Egress) -> io::Result<()> {
         if let Some(mark) = self.mark {
             options::mark(socket, mark)?;
         }
-        let loopback = to.is_some_and(|to| to.ip().is_loopback());
-        if self.interface.is_some() && !loopback {
-            options::bind_to(socket, self.interface, to.is_some_and(|to| to.is_ipv6()))?;
+        let interface = to.map_or(self.interface, |to| self.interface_to(to.ip()));
+        if interface.is_some() {
+            options::bind_to(socket, interface, to.is_some_and(|to| to.is_ipv6()))?;
         }
         log::trace!("socket opened for {egress:?}");
         Ok(())
@@ -190,6 +198,19 @@ mod tests {
         assert_eq!(errors::classify(&refused), SocketError::Exhausted);
         let refused = binding.open_udp(None, false, Egress::Direct).expect_err("none is free");
         assert_eq!(errors::classify(&refused), SocketError::Exhausted);
+    }
+
+    #[test]
+    fn a_destination_may_have_an_interface_of_its_own_and_loopback_has_none() {
+        let (default, other) = (NonZeroU32::new(4), NonZeroU32::new(5).expect("not 0"));
+        let proxy: IpAddr = "10.1.2.3".parse().expect("address");
+        let binding =
+            EgressBinding { interface: default, ways: vec![(proxy, other)], ..EgressBinding::default() };
+        assert_eq!(binding.interface_to(proxy), Some(other));
+        assert_eq!(binding.interface_to("::ffff:10.1.2.3".parse().expect("address")), Some(other));
+        assert_eq!(binding.interface_to("10.1.2.4".parse().expect("address")), default);
+        assert_eq!(binding.interface_to(Ipv4Addr::LOCALHOST.into()), None);
+        assert_eq!(EgressBinding::default().interface_to(proxy), None);
     }
 
     #[test]

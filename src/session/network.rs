@@ -182,6 +182,7 @@ impl<M: Monitor> NetworkService<M> {
         }
         let rebound = self.rebind(scene);
         self.refresh(scene);
+        self.find_ways(scene);
         let way_out = self.way_out(scene);
         self.pause_or_resume(way_out, scene, now);
         if way_out {
@@ -211,11 +212,8 @@ impl<M: Monitor> NetworkService<M> {
     }
 
     /// Has sockets leave by the interface that is right by now; whether those that there are cannot go on by theirs.
-    fn rebind<D>(&mut self, scene: &mut Scene<'_, D>) -> bool {
-        let proxies = scene.engine.snapshot().proxies;
-        let proxy =
-            proxies.iter().map(|proxy| proxy.addr.ip().to_canonical()).find(|addr| !addr.is_loopback());
-        let index = self.egress.interface(&self.state, proxy, &mut self.monitor);
+    fn rebind<D>(&self, scene: &mut Scene<'_, D>) -> bool {
+        let index = self.egress.interface(&self.state);
         if index.is_none() || index == scene.binding.interface {
             return false;
         }
@@ -243,6 +241,13 @@ impl<M: Monitor> NetworkService<M> {
         }
     }
 
+    /// Has proxies reached by the interfaces that lead to them by now.
+    fn find_ways<D>(&mut self, scene: &mut Scene<'_, D>) {
+        let proxies = scene.engine.snapshot().proxies;
+        let addrs: Vec<IpAddr> = proxies.iter().map(|proxy| proxy.addr.ip().to_canonical()).collect();
+        scene.binding.ways = self.egress.ways(&addrs, &self.state, &mut self.monitor);
+    }
+
     /// Has the machine's rules follow.
     fn refresh<D: Device>(&self, scene: &mut Scene<'_, D>) {
         // While there is no device whoever makes it anew sees to the rest.
@@ -264,10 +269,9 @@ impl<M: Monitor> NetworkService<M> {
         if proxies.is_empty() {
             return self.state.defaults.iter().any(|route| self.state.is_running(route.interface));
         }
-        let bound = scene.binding.interface.map(|index| IfIndex(index.get()));
         proxies.iter().any(|proxy| {
             let to = proxy.addr.ip().to_canonical();
-            let interface = bound.filter(|_| !to.is_loopback());
+            let interface = scene.binding.interface_to(to).map(|index| IfIndex(index.get()));
             let question = Question { to, from: None, interface, mark: scene.binding.mark };
             match self.monitor.path(question) {
                 Ok(Some(Path::Local)) => true,
@@ -294,6 +298,7 @@ impl<M: Monitor> NetworkService<M> {
             }
             let peer = peer.map(|peer: SocketAddr| peer.ip().to_canonical());
             let verdict = *judged.entry((local, peer)).or_insert_with(|| {
+                let bound = self.egress.of_socket(local, bound, &self.state);
                 judge(local, peer, bound, &self.state, |to, from, interface| {
                     self.monitor.path(Question { to, from: Some(from), interface, mark })
                 })

@@ -113,14 +113,14 @@ pub(super) fn egress(config: &Config, embedded: Option<&Embedded>) -> Egress {
     Egress::of(config.host.interface.as_ref(), MARKS || embedded.is_some())
 }
 
-/// The interface that sockets are bound to from the start, where the system knows no marks.
-fn followed(config: &Config) -> Result<Option<NonZeroU32>, RunError> {
+/// What `binding` is bound to from the start, where the system knows no marks.
+fn followed(config: &Config, binding: EgressBinding) -> Result<EgressBinding, RunError> {
     let failed = machine("cannot read the machine's network", "--interface names the way out");
     let own = Own { device: config.host.tun.clone(), protocol: host::PROTOCOL };
-    let proxy = proxy_addresses(config).into_iter().find(|addr| !addr.is_loopback());
     let read = |mut monitor: SystemMonitor| {
         let state = monitor.state()?;
-        Ok(Egress::Followed.interface(&state, proxy, &mut monitor))
+        let ways = Egress::Followed.ways(&proxy_addresses(config), &state, &mut monitor);
+        Ok(EgressBinding { interface: Egress::Followed.interface(&state), ways, ..binding })
     };
     SystemMonitor::new(own).and_then(read).map_err(failed)
 }
@@ -136,11 +136,10 @@ pub(super) fn binding(config: &Config, embedded: Option<&Embedded>) -> Result<Eg
     let below = limit.map(limits::for_flows);
     let protect = embedded.and_then(|embedded| embedded.protect.clone());
     let interface = egress_index(config)?;
-    let binding = EgressBinding { mark: Some(config.host.mark), interface, below, protect };
+    let binding =
+        EgressBinding { mark: Some(config.host.mark), interface, below, protect, ..EgressBinding::default() };
     match binding.check() {
-        Ok(()) if egress(config, embedded) == Egress::Followed => {
-            Ok(EgressBinding { interface: followed(config)?, ..binding })
-        }
+        Ok(()) if egress(config, embedded) == Egress::Followed => followed(config, binding),
         Ok(()) => Ok(binding),
         // Without routes of ours nothing depends on the mark.
         Err(error) if config.host.no_route && error.kind() == io::ErrorKind::PermissionDenied => {
