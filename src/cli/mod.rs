@@ -116,6 +116,11 @@ where
     let quiet = matches!(cli.command, Some(Command::Exec(_) | Command::Demo));
     logging::start(&cli.log, quiet);
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
+    perform(cli)
+}
+
+/// Does what a command line says that was read; gives the exit status.
+fn perform(cli: Cli) -> Result<u8, Error> {
     match cli.command {
         None => route(&cli.run),
         Some(Command::Exec(options)) => exec(&options),
@@ -266,9 +271,15 @@ fn needs_namespaces(command: &str) -> Error {
 mod tests {
     use super::*;
 
+    /// As [`run`], but for the log: a logger is the process's, and would have all other tests talk.
     fn refusal(args: &[&str]) -> Error {
-        let args = core::iter::once("ztun").chain(args.iter().copied());
-        run(args).expect_err("refused")
+        let args: Vec<OsString> =
+            core::iter::once("ztun").chain(args.iter().copied()).map(Into::into).collect();
+        match parse(&args) {
+            Ok(Parsed { cli, .. }) => perform(cli).expect_err("refused"),
+            Err(Refusal::Error(error)) => error,
+            Err(Refusal::Answer(text)) => panic!("{text}"),
+        }
     }
 
     #[test]
