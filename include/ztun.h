@@ -199,7 +199,7 @@ enum ztun_code ztun_set_protect(struct ztun_session *session,
  *
  * `tun_fd` stays the caller's: ztun works on a duplicate, which it closes when the run ends. The caller may close his as soon as this has returned; a device lives
  * as long as one of the two is open. What both share is the open file: it is made non-blocking. On Linux and Android it has to be a TUN device without
- * packet information (IFF_TUN and IFF_NO_PI).
+ * packet information (IFF_TUN and IFF_NO_PI), on iOS and macOS a utun.
  *
  * `config` is the text of a file of options in TOML, as `ztun --config` has it, in UTF-8: socks5 = ["127.0.0.1:1080"]. It is copied. NULL takes that of the
  * last start of this session that worked. Options that say how to change the machine, or how to log, are refused: this library changes neither
@@ -242,6 +242,20 @@ enum ztun_code ztun_restart(struct ztun_session *session,
  */
 enum ztun_code ztun_stop(struct ztun_session *session,
                          uint32_t limit_ms);
+
+/**
+ * Tells the session that the machine's network is another: Wi-Fi has gone, mobile data has come. To be called where the system tells the program and not ztun: on
+ * Android from ConnectivityManager.NetworkCallback, on iOS from NWPathMonitor. Elsewhere ztun hears of it by itself, and a call does no harm; how often
+ * it is called matters little, since calls in quick succession count as one.
+ *
+ * The session's own thread looks, a third of a second later: connections whose address the machine no longer has are ended or made again, those that live stay,
+ * and new ones leave by the network that there is then. ZTUN_CODE_STATE when the session is not running.
+ *
+ * # Safety
+ *
+ * `session` is NULL, which is ZTUN_CODE_ARGUMENT, or came from ztun_new.
+ */
+enum ztun_code ztun_network_changed(const struct ztun_session *session);
 
 /**
  * Where the session stands. It never waits, and may be called from callbacks. NULL was never started.

@@ -45,7 +45,18 @@ fn the_header_is_fresh() {
         fs::read_to_string(&path).unwrap_or_default() == header,
         "include/ztun.h is not what src/ffi says: ZTUN_WRITE_HEADER=1 cargo test --test ffi header"
     );
-    for function in ["new", "free", "start", "restart", "stop", "state", "stats", "last_error", "set_log"] {
+    for function in [
+        "new",
+        "free",
+        "start",
+        "restart",
+        "stop",
+        "state",
+        "stats",
+        "last_error",
+        "set_log",
+        "network_changed",
+    ] {
         assert!(header.contains(&format!("ztun_{function}(")), "{function}");
     }
 }

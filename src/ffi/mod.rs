@@ -163,7 +163,7 @@ pub unsafe extern "C" fn ztun_set_protect(
 ///
 /// `tun_fd` stays the caller's: ztun works on a duplicate, which it closes when the run ends. The caller may close his as soon as this has returned; a device lives
 /// as long as one of the two is open. What both share is the open file: it is made non-blocking. On Linux and Android it has to be a TUN device without
-/// packet information (IFF_TUN and IFF_NO_PI).
+/// packet information (IFF_TUN and IFF_NO_PI), on iOS and macOS a utun.
 ///
 /// `config` is the text of a file of options in TOML, as `ztun --config` has it, in UTF-8: socks5 = ["127.0.0.1:1080"]. It is copied. NULL takes that of the
 /// last start of this session that worked. Options that say how to change the machine, or how to log, are refused: this library changes neither
@@ -207,6 +207,22 @@ pub unsafe extern "C" fn ztun_restart(session: *mut Session, tun_fd: c_int, conf
 pub unsafe extern "C" fn ztun_stop(session: *mut Session, limit_ms: u32) -> Code {
     // SAFETY: the function's own contract.
     coded(|| unsafe { handle(session) }?.stop(Duration::from_millis(limit_ms.into())))
+}
+
+/// Tells the session that the machine's network is another: Wi-Fi has gone, mobile data has come. To be called where the system tells the program and not ztun: on
+/// Android from ConnectivityManager.NetworkCallback, on iOS from NWPathMonitor. Elsewhere ztun hears of it by itself, and a call does no harm; how often
+/// it is called matters little, since calls in quick succession count as one.
+///
+/// The session's own thread looks, a third of a second later: connections whose address the machine no longer has are ended or made again, those that live stay,
+/// and new ones leave by the network that there is then. ZTUN_CODE_STATE when the session is not running.
+///
+/// # Safety
+///
+/// `session` is NULL, which is ZTUN_CODE_ARGUMENT, or came from ztun_new.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn ztun_network_changed(session: *const Session) -> Code {
+    // SAFETY: the function's own contract.
+    coded(|| unsafe { handle(session) }?.network_changed())
 }
 
 /// Where the session stands. It never waits, and may be called from callbacks. NULL was never started.

@@ -5,9 +5,10 @@ use super::failure::Failure;
 use super::types::{Code, ProtectCallback};
 use crate::cli;
 use crate::control::Inquiry;
-use crate::driver::Clock;
+use crate::driver::{Clock, Signals, Waker};
 use crate::session::{self, Embedding, Router, State};
 use crate::time::Duration;
+use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -27,14 +28,22 @@ struct Given {
     /// The configuration of the last start.
     config: Option<String>,
     protect: (ProtectCallback, User),
-    /// Asks the run that was started last.
-    inquiry: Option<Inquiry>,
+    /// The run that was started last.
+    run: Option<Run>,
+}
+
+/// How a run is spoken to.
+#[derive(Debug)]
+struct Run {
+    inquiry: Inquiry,
+    /// Says that the network is another.
+    network: Waker,
 }
 
 impl Session {
     /// An idle session.
     pub(super) fn new() -> Session {
-        let given = Given { config: None, protect: (None, User(std::ptr::null_mut())), inquiry: None };
+        let given = Given { config: None, protect: (None, User(std::ptr::null_mut())), run: None };
         Session { lifecycle: session::Session::new(), given: Mutex::new(given) }
     }
 
@@ -57,26 +66,26 @@ impl Session {
                 return Err(Failure::new(Code::State, format!("the session is {state} already")));
             }
         }
-        let (router, inquiry) = self.router(descriptor, config)?;
-        self.launch(config, inquiry, || self.lifecycle.start(router).map_err(Failure::from))
+        let (router, run) = self.router(descriptor, config)?;
+        self.launch(config, run, || self.lifecycle.start(router).map_err(Failure::from))
     }
 
     /// Stops the run, if there is one, and starts the next. What is refused at once leaves the first run alone.
     pub(super) fn restart(&self, descriptor: RawFd, config: Option<&str>) -> Result<(), Failure> {
-        let (router, inquiry) = self.router(descriptor, config)?;
-        self.launch(config, inquiry, || self.lifecycle.restart(router).map(drop).map_err(Failure::from))
+        let (router, run) = self.router(descriptor, config)?;
+        self.launch(config, run, || self.lifecycle.restart(router).map(drop).map_err(Failure::from))
     }
 
     /// Keeps what belongs to a run, if it was started.
     fn launch(
         &self,
         config: Option<&str>,
-        inquiry: Inquiry,
+        run: Run,
         start: impl FnOnce() -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         start()?;
         let mut given = self.given();
-        given.inquiry = Some(inquiry);
+        given.run = Some(run);
         if let Some(config) = config {
             given.config = Some(config.to_owned());
         }
@@ -84,7 +93,7 @@ impl Session {
     }
 
     /// A run of `config`, or of the one before where there is none.
-    fn router(&self, descriptor: RawFd, config: Option<&str>) -> Result<(Router, Inquiry), Failure> {
+    fn router(&self, descriptor: RawFd, config: Option<&str>) -> Result<(Router, Run), Failure> {
         let (before, (callback, user)) = {
             let given = self.given();
             (given.config.clone(), given.protect)
@@ -102,15 +111,18 @@ impl Session {
         let tun = copy.map_err(|error| {
             Failure::new(Code::Argument, format!("cannot use descriptor {descriptor}: {error}"))
         })?;
-        let inquiry =
-            Inquiry::new().map_err(|error| Failure::system("cannot make a pipe for the status", &error))?;
+        let pipe = |error| Failure::system("cannot make a pipe to the session's thread", &error);
+        let inquiry = Inquiry::new().map_err(pipe)?;
+        let network = Signals::none().map_err(pipe)?;
+        let run = Run { inquiry: inquiry.clone(), network: network.waker().map_err(pipe)? };
         let embedding = Embedding {
             tun,
             number: descriptor,
             protect: callback::protect(callback, user),
-            inquiry: inquiry.clone(),
+            inquiry,
+            network,
         };
-        Ok((Router::embedded(config, embedding, Clock::new()), inquiry))
+        Ok((Router::embedded(config, embedding, Clock::new()), run))
     }
 
     /// Stops the run, if there is one; after `limit` it is given up. A run that had failed is told of, once.
@@ -135,10 +147,28 @@ impl Session {
         self.lifecycle.state()
     }
 
+    /// Has the run look at the machine's network.
+    pub(super) fn network_changed(&self) -> Result<(), Failure> {
+        let state = self.state();
+        match self.given().run.as_ref().filter(|_| state == State::Running) {
+            // A pipe that is full has told it already.
+            Some(run) => match run.network.wake() {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    Err(Failure::system("cannot tell the session's thread", &error))
+                }
+                Ok(()) | Err(_) => Ok(()),
+            },
+            None => Err(Failure::new(
+                Code::State,
+                format!("the session is {state}, and only a running one follows the network"),
+            )),
+        }
+    }
+
     /// The status of the run, in JSON.
     pub(super) fn status(&self) -> Result<String, Failure> {
         let state = self.state();
-        let inquiry = self.given().inquiry.clone();
+        let inquiry = self.given().run.as_ref().map(|run| run.inquiry.clone());
         match inquiry.filter(|_| state == State::Running) {
             Some(inquiry) => inquiry.status(STATUS_LIMIT).ok_or_else(|| {
                 Failure::new(Code::State, "the session does not answer: it is ending, or hangs")

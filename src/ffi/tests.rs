@@ -61,6 +61,7 @@ fn null_is_refused_or_nothing() {
         assert_eq!(ztun_restart(nobody, 0, CONFIG.as_ptr()), Code::Argument);
         assert_eq!(ztun_stop(nobody, 1), Code::Argument);
         assert_eq!(ztun_set_protect(nobody, None, ptr::null_mut()), Code::Argument);
+        assert_eq!(ztun_network_changed(nobody), Code::Argument);
         assert_eq!(ztun_state(nobody), SessionState::Idle);
         assert!(ztun_stats(nobody).is_null());
         assert_eq!(ztun_free(nobody), Code::Ok);
@@ -78,6 +79,9 @@ fn a_session_that_never_ran_is_idle_and_stops_at_once() {
     // SAFETY: the session is held.
     assert!(unsafe { ztun_stats(session.0) }.is_null());
     assert!(last().starts_with("the session is Idle"), "{}", last());
+    // SAFETY: the session is held.
+    assert_eq!(unsafe { ztun_network_changed(session.0) }, Code::State);
+    assert_eq!(last(), "the session is Idle, and only a running one follows the network");
 }
 
 #[test]
@@ -125,6 +129,7 @@ fn what_could_wait_for_itself_is_refused_in_a_callback() {
         // SAFETY: the session is held; a callback of NULL is none.
         unsafe {
             assert!(ztun_stats(session.0).is_null());
+            assert_eq!(ztun_network_changed(session.0), Code::Callback);
             assert_eq!(ztun_free(session.0), Code::Callback);
             assert_eq!(ztun_set_log(None, ptr::null_mut(), 0), Code::Callback);
             assert_eq!(ztun_set_protect(session.0, None, ptr::null_mut()), Code::Callback);

@@ -15,7 +15,7 @@
 
 pub mod debounce;
 
-#[cfg(any(target_os = "linux", target_os = "macos"))]
+#[cfg(unix)]
 mod system;
 
 #[cfg(target_os = "linux")]
@@ -38,9 +38,27 @@ mod windows;
 #[cfg(windows)]
 pub use windows::SystemMonitor;
 
-#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
+#[cfg(any(target_os = "android", target_os = "ios", all(target_os = "linux", test)))]
+#[cfg_attr(target_os = "linux", allow(unreachable_pub, reason = "only its tests are compiled here"))]
+mod told;
+#[cfg(any(target_os = "android", target_os = "ios"))]
+pub use told::SystemMonitor;
+
+#[cfg(not(any(
+    target_os = "linux",
+    target_os = "macos",
+    target_os = "android",
+    target_os = "ios",
+    windows
+)))]
 mod unsupported;
-#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
+#[cfg(not(any(
+    target_os = "linux",
+    target_os = "macos",
+    target_os = "android",
+    target_os = "ios",
+    windows
+)))]
 pub use unsupported::SystemMonitor;
 
 use debounce::Clocks;

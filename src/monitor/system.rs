@@ -1,10 +1,14 @@
 //! What the monitors of all Unix systems ask of them.
 
 use core::time::Duration;
-use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+use std::{
+    io,
+    os::fd::{FromRawFd, OwnedFd},
+};
 
 /// What a system call has just opened, or its error.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
 pub(super) fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
     if fd < 0 {
         return Err(io::Error::last_os_error());

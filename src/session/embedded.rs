@@ -8,7 +8,7 @@ use super::RunError;
 use super::setup::machine;
 use crate::config::Config;
 use crate::control::Inquiry;
-use crate::driver::{Protect, signals};
+use crate::driver::{Protect, Signals, signals};
 use crate::tun::Handed;
 use std::sync::{Mutex, PoisonError};
 
@@ -23,6 +23,8 @@ pub struct Embedding {
     pub protect: Option<Protect>,
     /// By which the run is asked how it is.
     pub inquiry: Inquiry,
+    /// By which the program says that the machine's network is another.
+    pub network: Signals,
 }
 
 /// What a [`Router`](super::Router) has of it.
@@ -32,19 +34,20 @@ pub(super) struct Embedded {
     tun: Mutex<Option<Handed>>,
     pub(super) protect: Option<Protect>,
     pub(super) inquiry: Inquiry,
+    network: Mutex<Option<Signals>>,
 }
 
 impl Embedded {
     /// Makes `config` that of a run which leaves the machine alone.
     pub(super) fn new(config: &mut Config, embedding: Embedding) -> Embedded {
-        let Embedding { tun, number, protect, inquiry } = embedding;
+        let Embedding { tun, number, protect, inquiry, network } = embedding;
         let host = &mut config.host;
         host.tun_fd = Some(number);
         host.no_route = true;
         host.kill_switch = false;
         host.dns = Vec::new();
         config.reset_existing = false;
-        Embedded { tun: Mutex::new(Some(tun)), protect, inquiry }
+        Embedded { tun: Mutex::new(Some(tun)), protect, inquiry, network: Mutex::new(Some(network)) }
     }
 
     /// Makes this thread the run's, and hands over the device.
@@ -57,5 +60,10 @@ impl Embedded {
         let tun = self.tun.lock().unwrap_or_else(PoisonError::into_inner).take();
         let gone = || std::io::Error::other("it was handed over already");
         tun.ok_or_else(|| machine("cannot use the device a second time", "hand it over again")(gone()))
+    }
+
+    /// What the run listens to for a word of the network; once.
+    pub(super) fn take_network(&self) -> Option<Signals> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

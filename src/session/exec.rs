@@ -107,7 +107,7 @@ pub(crate) fn in_namespace(
     // Nothing on this machine is ztun's: the command's network is another.
     let own = Own { device: String::new(), protocol: PROTOCOL };
     let mut services: Vec<Box<dyn Service<Tun>>> = Vec::new();
-    if let Some(network) = network::follow(own, None, Egress::Routed, &mut engine, clock.now()) {
+    if let Some(network) = network::follow(own, None, None, Egress::Routed, &mut engine, clock.now()) {
         services.push(Box::new(network));
     }
     let mut child = waiting.go().map_err(machine("the command's process has gone", "run it again"))?;

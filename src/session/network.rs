@@ -27,7 +27,7 @@
 //! After a sleep every connection is put to the question: a router on the way may have forgotten it. What stays on the machine lives always.
 
 use super::egress::Egress;
-use crate::driver::{QUESTION, Scene, Service, SocketView, Tokens};
+use crate::driver::{QUESTION, Scene, Service, Signals, SocketView, Tokens};
 use crate::engine::{Engine, SocketId};
 use crate::host::DnsCheck;
 use crate::host::{self, Applied};
@@ -55,6 +55,8 @@ const NAMES_AGAIN: Duration = Duration::from_secs(1);
 /// The service. See the module's theory of operation.
 pub(super) struct NetworkService<M> {
     monitor: M,
+    /// By which the program that ztun is a library of says that the network is another.
+    word: Option<Signals>,
     /// What was changed on the machine, if anything.
     applied: Option<Rc<RefCell<Applied>>>,
     /// What decides by which interface sockets leave.
@@ -77,13 +79,14 @@ pub(super) struct NetworkService<M> {
 /// Follows the network of this machine, on which `own` are ztun's own things; nobody does where that cannot be done, which is said.
 pub(super) fn follow(
     own: Own,
+    word: Option<Signals>,
     applied: Option<Rc<RefCell<Applied>>>,
     egress: Egress,
     engine: &mut Engine,
     now: Instant,
 ) -> Option<NetworkService<SystemMonitor>> {
     let service =
-        SystemMonitor::new(own).and_then(|monitor| NetworkService::new(monitor, applied, egress, now));
+        SystemMonitor::new(own).and_then(|monitor| NetworkService::new(monitor, word, applied, egress, now));
     match service {
         Ok(service) => {
             engine.watch_network();
@@ -114,13 +117,14 @@ enum Verdict {
 }
 
 impl<M: Monitor> NetworkService<M> {
-    /// Follows what `monitor` sees. `egress` decides what sockets are bound to; `applied` is made to follow.
+    /// Follows what `monitor` sees, and looks when `word` comes. `egress` decides what sockets are bound to; `applied` is made to follow.
     ///
     /// # Errors
     ///
     /// The system's, when the network cannot be read.
     pub(super) fn new(
         mut monitor: M,
+        word: Option<Signals>,
         applied: Option<Rc<RefCell<Applied>>>,
         egress: Egress,
         now: Instant,
@@ -132,6 +136,7 @@ impl<M: Monitor> NetworkService<M> {
         debounce.handle(Noticed { routes: true, ..Noticed::NOTHING }, now);
         Ok(NetworkService {
             monitor,
+            word,
             applied,
             egress,
             debounce,
@@ -153,6 +158,15 @@ impl<M: Monitor> NetworkService<M> {
                 self.debounce.handle(noticed, now);
             }
             Err(error) => log::error!("the network is not watched any more: {error}"),
+        }
+    }
+
+    /// Takes the program's word that the network is another.
+    fn take_word(&mut self, now: Instant) {
+        if self.word.as_mut().is_some_and(|word| word.drain() > 0) {
+            log::debug!("the program says that the network has changed");
+            let woke = self.sleep.slept(self.monitor.clocks(), now);
+            self.debounce.handle(Noticed { woke, ..Noticed::ANYTHING }, now);
         }
     }
 
@@ -447,11 +461,15 @@ fn judge(
 
 impl<M: Monitor, D: Device> Service<D> for NetworkService<M> {
     fn register(&mut self, registry: &Registry, tokens: Tokens) -> io::Result<()> {
-        registry.register(&mut self.monitor, tokens.token(0), Interest::READABLE)
+        registry.register(&mut self.monitor, tokens.token(0), Interest::READABLE)?;
+        self.word
+            .iter_mut()
+            .try_for_each(|word| registry.register(word.source(), tokens.token(1), Interest::READABLE))
     }
 
     fn handle_event(&mut self, _number: u16, _event: &Event, _scene: &mut Scene<'_, D>, now: Instant) {
         self.take_news(now);
+        self.take_word(now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

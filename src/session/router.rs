@@ -156,7 +156,8 @@ impl Router {
         }
         let own = Own { device: device.name().to_owned(), protocol: PROTOCOL };
         let egress = setup::egress(&self.config, self.embedded.as_ref());
-        if let Some(network) = network::follow(own, applied, egress, engine, self.clock.now()) {
+        let word = self.embedded.as_ref().and_then(Embedded::take_network);
+        if let Some(network) = network::follow(own, word, applied, egress, engine, self.clock.now()) {
             services.push(Box::new(network));
         }
         services

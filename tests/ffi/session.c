@@ -39,6 +39,8 @@ struct log {
     pthread_mutex_t lock;
     int lines;
     int ready;
+    int changes;
+    pthread_cond_t changed;
     /* Of one session, as it says them: "Starting -> Running". */
     char steps[32][40];
     int count;
@@ -46,7 +48,7 @@ struct log {
     int refused;
 };
 
-static struct log seen = {.lock = PTHREAD_MUTEX_INITIALIZER};
+static struct log seen = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
 static void on_log(void *user, enum ztun_level level, const char *text) {
     struct log *log = user;
@@ -56,6 +58,10 @@ static void on_log(void *user, enum ztun_level level, const char *text) {
     CHECK(strchr(text, '\n') == NULL);
     if (strncmp(text, "ready: ", 7) == 0) {
         log->ready++;
+    }
+    if (strcmp(text, "the program says that the network has changed") == 0) {
+        log->changes++;
+        pthread_cond_signal(&log->changed);
     }
     if (strncmp(text, "session: ", 9) == 0 && log->count < 32) {
         snprintf(log->steps[log->count++], sizeof log->steps[0], "%s", text + 9);
@@ -239,6 +245,7 @@ static void refusals(const char *config) {
     CHECK(ztun_stop(NULL, 0) == ZTUN_CODE_ARGUMENT);
     CHECK(ztun_set_protect(NULL, on_protect, NULL) == ZTUN_CODE_ARGUMENT);
     CHECK(ztun_stats(NULL) == NULL);
+    CHECK(ztun_network_changed(NULL) == ZTUN_CODE_ARGUMENT);
     CHECK(ztun_state(NULL) == ZTUN_SESSION_STATE_IDLE);
     CHECK(ztun_free(NULL) == ZTUN_CODE_OK);
     ztun_text_free(NULL);
@@ -249,6 +256,7 @@ static void refusals(const char *config) {
     CHECK(ztun_stop(session, 1000) == ZTUN_CODE_OK);
     CHECK(ztun_state(session) == ZTUN_SESSION_STATE_IDLE);
     CHECK(ztun_stats(session) == NULL);
+    CHECK(ztun_network_changed(session) == ZTUN_CODE_STATE);
     CHECK(ztun_start(session, 0, NULL) == ZTUN_CODE_ARGUMENT);
     CHECK(ztun_start(session, -1, config) == ZTUN_CODE_ARGUMENT);
     CHECK(ztun_start(session, 0, "socks5 = ['\xff']") == ZTUN_CODE_ARGUMENT);
@@ -269,6 +277,28 @@ static void refusals(const char *config) {
     CHECK(descriptors() == before);
     CHECK(ztun_stop(session, 1000) == ZTUN_CODE_OK);
     CHECK(ztun_free(session) == ZTUN_CODE_OK);
+}
+
+/* A run that is told of another network looks, and carries what it carried: as often as it is told, without anybody waiting. */
+static void network_changed(ztun_session *session, const char *target, const char *port) {
+    int fd = dial(target, port, SOCK_STREAM);
+    CHECK(fd >= 0);
+    pthread_mutex_lock(&seen.lock);
+    int before = seen.changes;
+    pthread_mutex_unlock(&seen.lock);
+    for (int i = 0; i < 500; i++) {
+        CHECK(ztun_network_changed(session) == ZTUN_CODE_OK);
+    }
+    pthread_mutex_lock(&seen.lock);
+    while (seen.changes == before) {
+        pthread_cond_wait(&seen.changed, &seen.lock);
+    }
+    pthread_mutex_unlock(&seen.lock);
+    char in[4];
+    CHECK(send(fd, "live", 4, MSG_NOSIGNAL) == 4);
+    CHECK(recv(fd, in, sizeof in, MSG_WAITALL) == 4 && memcmp(in, "live", 4) == 0);
+    close(fd);
+    tcp_echo(target, port);
 }
 
 /* One session from its start to its end, with a restart between. */
@@ -321,8 +351,10 @@ static void one_session(const char *config, const char *target, const char *port
     status = ztun_stats(session);
     CHECK(status != NULL && number(status, "upload_bytes") == OCTETS);
     ztun_text_free(status);
+    network_changed(session, target, port);
 
     CHECK(ztun_stop(session, 10000) == ZTUN_CODE_OK);
+    CHECK(ztun_network_changed(session) == ZTUN_CODE_STATE);
     CHECK(ztun_state(session) == ZTUN_SESSION_STATE_STOPPED);
     CHECK(ztun_stop(session, 10000) == ZTUN_CODE_OK);
     CHECK(ztun_stats(session) == NULL);
