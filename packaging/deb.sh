@@ -6,6 +6,8 @@
 set -euo pipefail
 umask 022
 cd "$(dirname "$0")/.." || exit
+# shellcheck source=packaging/tree.sh
+source packaging/tree.sh
 
 if [ $# -ne 4 ]; then
     sed -n '2,5s/^# //p' packaging/deb.sh >&2
@@ -35,23 +37,12 @@ license() {
     sed '1,/^Copyright/d' LICENSE | sed '1{/^$/d}; s/^$/./; s/^/ /'
 }
 
-: "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y docs/CHANGELOG.md)}"
-export SOURCE_DATE_EPOCH
-
-install -D -m755 "$binary" "$root/usr/bin/ztun"
-install -d "$root/usr/lib/systemd/system" "$root/usr/share/man/man1" "$root/usr/share/doc/ztun/examples" "$root/etc/ztun" "$root/DEBIAN" \
-    "$root"/usr/share/{bash-completion/completions,zsh/vendor-completions,fish/vendor_completions.d}
-sed 's|/usr/local/bin/|/usr/bin/|' contrib/systemd/ztun.service >"$root/usr/lib/systemd/system/ztun.service"
-"$native" man | gzip -9n >"$root/usr/share/man/man1/ztun.1.gz"
-"$native" completions bash >"$root/usr/share/bash-completion/completions/ztun"
+epoch
+installed "$root" "$binary" "$native"
+install -d "$root/DEBIAN" "$root/usr/share/zsh/vendor-completions"
 "$native" completions zsh >"$root/usr/share/zsh/vendor-completions/_ztun"
-"$native" completions fish >"$root/usr/share/fish/vendor_completions.d/ztun.fish"
 changelog | gzip -9n >"$root/usr/share/doc/ztun/changelog.gz"
-install -m644 README.md docs/HOST-CHANGES.md "$root/usr/share/doc/ztun"
-install -m644 contrib/ztun.toml "$root/usr/share/doc/ztun/examples"
 license | sed -e '/^@LICENSE@$/{r /dev/stdin' -e 'd}' packaging/deb/copyright >"$root/usr/share/doc/ztun/copyright"
-# The proxy is left for the owner of the machine to name; the file may get a password.
-sed 's/^socks5 =/#&/' contrib/ztun.toml | install -m600 /dev/stdin "$root/etc/ztun/ztun.toml"
 
 needs=$(glibc || true)
 size=$(du -sk --apparent-size "$root" | cut -f1)

@@ -2,7 +2,7 @@
 # package.sh NATIVE BINARIES DIRECTORY [HOMEPAGE]: makes of the binaries what people download, in DIRECTORY.
 #
 # BINARIES has a program for each system, called ztun-VERSION-MACHINE-SYSTEM, on Windows with .exe. NATIVE is a ztun of the same version that runs here. Made
-# are: an archive for each program, a .deb for each of Linux, SHA256SUMS, and with HOMEPAGE, the address of the repository, the manifests of package managers
+# are: an archive for each program, a .deb and an .rpm for each of Linux, SHA256SUMS, and with HOMEPAGE, the address of the repository, the manifests of package managers
 # (all programs have to be there for them). The same input gives the same octets.
 set -euo pipefail
 umask 022
@@ -70,13 +70,15 @@ archive() {
 }
 
 # None of an earlier version stays among the files of this one.
-rm -f "$directory"/ztun-*.tar.gz "$directory"/ztun-*.zip "$directory"/ztun_*.deb "$directory/SHA256SUMS"
+rm -f "$directory"/ztun-*.tar.gz "$directory"/ztun-*.zip "$directory"/ztun_*.deb "$directory"/ztun-*.rpm "$directory/SHA256SUMS"
 for program in "$binaries/ztun-$version"-*; do
     name=$(basename "$program" .exe)
     archive "$name" "$program"
     architecture=$(debian "$name")
     if [ -n "$architecture" ]; then
         "$here/deb.sh" "$program" "$architecture" "$native" "$directory" >/dev/null
+        name=${name#"ztun-$version-"}
+        "$here/rpm.sh" "$program" "${name%%-*}" "$native" "$directory" >/dev/null
     fi
 done
 cd "$directory"

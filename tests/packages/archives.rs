@@ -53,9 +53,10 @@ fn each_target_gets_its_archive_and_the_sums_are_theirs() {
         "x86_64-macos.tar.gz",
         "x86_64-windows.zip",
     ];
-    let expected: Vec<String> = ends
-        .map(|end| format!("ztun-{VERSION}-{end}"))
+    let expected: Vec<String> = ["aarch64", "x86_64"]
+        .map(|machine| format!("ztun-{VERSION}-1.{machine}.rpm"))
         .into_iter()
+        .chain(ends.map(|end| format!("ztun-{VERSION}-{end}")))
         .chain(["amd64", "arm64"].map(|machine| format!("ztun_{VERSION}_{machine}.deb")))
         .collect();
     assert_eq!(sums.keys().cloned().collect::<Vec<_>>(), expected);

@@ -48,7 +48,7 @@ exec unshare --net --pid --cgroup --ipc --uts --fork --kill-child sh -euc '
     mkdir "$root/dev/net" "$root/dev/shm" "$root/dev/pts" "$root/run/lock" "$root/test"
     for device in null zero full random urandom tty net/tun; do cp -a "/dev/$device" "$root/dev/$device"; done
     cp "$2" "$root/test/ztun"
-    cp "$3" "$root/test/ztun.deb"
+    cp "$3" "$root/test/ztun.${3##*.}"
     # dpkg would have the index of all manual pages made anew.
     rm -f "$root/etc/resolv.conf" "$root/var/lib/man-db/auto-update"
     echo "nameserver 10.78.0.2" >"$root/etc/resolv.conf"
@@ -67,8 +67,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine that has `deb` as /test/ztun.deb, or nothing when namespaces are to be left out, which is said.
-    pub fn boot(deb: &Path) -> Option<Machine> {
+    /// A machine that has the package as /test/ztun.deb or /test/ztun.rpm, or nothing when namespaces are to be left out, which is said.
+    pub fn boot(package: &Path) -> Option<Machine> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if std::env::var_os("ZTUN_SKIP_NETNS").is_some_and(|value| value == "1") {
             eprintln!("skipped: ZTUN_SKIP_NETNS=1");
@@ -86,7 +86,12 @@ impl Machine {
         fs::create_dir(&mount).unwrap();
         let group = format!("ztun-test-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-c", BOOT, "sh"]).arg(&mount).arg(group).arg(super::ZTUN).arg(deb);
+        command
+            .args(["--mount", "sh", "-c", BOOT, "sh"])
+            .arg(&mount)
+            .arg(group)
+            .arg(super::ZTUN)
+            .arg(package);
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         // SAFETY: prctl with numbers only: allowed between fork and exec.
         unsafe {

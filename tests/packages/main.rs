@@ -1,8 +1,8 @@
 //! What is in `packaging/` and `.github/`, as far as it can be tried without the systems that it is for.
 //!
 //! The Debian package is built of the program under test, and installed, started, upgraded, removed and purged by the real dpkg under a real systemd on a
-//! throw-away copy of this machine ([`machine`]); that needs root. The container is what the Dockerfile says, started there as the compose file says. The
-//! rest is read by a parser of its format, what it names has to be there, and whatever it says to ztun is said to the program.
+//! throw-away copy of this machine ([`machine`]), and so is that for rpm; that needs root. The container is what the Dockerfile says, started there as the
+//! compose file says. The rest is read by a parser of its format, what it names has to be there, and whatever it says to ztun is said to the program.
 
 #![cfg(all(feature = "os", target_os = "linux"))]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -15,6 +15,7 @@ mod container;
 mod deb;
 mod machine;
 mod pipelines;
+mod rpm;
 mod services;
 
 use std::path::{Path, PathBuf};
