@@ -7,11 +7,14 @@ cd "$(dirname "$0")"
 readonly PROGRAMS=(
     microsocks:microsocks danted:dante-server curl:curl iperf3:iperf3 dig:dnsutils dnsperf:dnsperf ip:iproute2 nft:nftables
     ping:iputils-ping ps:procps nc:netcat-openbsd setpriv:util-linux python3:python3 prlimit:util-linux valgrind:valgrind
-    systemctl:systemd shellcheck:shellcheck ruby:ruby strip:binutils
+    systemctl:systemd shellcheck:shellcheck ruby:ruby strip:binutils rpmbuild:rpm
 )
 # What `bench` needs besides: hev-socks5-tunnel is built from C.
 readonly BENCH_PROGRAMS=(pasta:passt make:make cc:gcc)
 readonly CARGO_DENY=0.20
+# Wintun's one archive of signed libraries, from those who make it.
+readonly WINTUN=https://www.wintun.net/builds/wintun-0.14.1.zip
+readonly WINTUN_SUM=07c256185d6ee3652e09fa55c0b673e2624b565e02c4b9091c79ca7d2f24ef51
 readonly ZTUN_ROOT=$PWD
 # shellcheck source=packaging/cross.sh
 source packaging/cross.sh
@@ -23,12 +26,15 @@ usage: ./build-all.sh COMMAND
   check   format, lints, documentation, licences, the core without an OS, instructions within their budgets (deps first)
   test    deps, then every test; those that need network namespaces run as root (through sudo for others), or not at all with ZTUN_SKIP_NETNS=1
   lib     the C library, static and shared, with its header and a pkg-config file, into dist/lib (PREFIX: where the file says that it is)
+  lib aarch64-linux-android | aarch64-apple-ios   the same for apps of a phone, static, into dist/lib-TARGET
   soak    churn for a day, or for SECONDS: descriptors, memory and tables stay flat (root)
-  package [DIRECTORY [HOMEPAGE]]  what is installed, in target/packages: archives, .deb, SHA256SUMS, manifests for package managers
+  package [DIRECTORY [HOMEPAGE]]  what is installed, in target/packages: archives, .deb, .rpm, SHA256SUMS, manifests for package managers
   portable             lints and tests of what is the same on every system, on any of them
+  system               tests with the real device, routes and DNS of macOS (root, or through sudo) or of Windows (administrator); Linux's are part of test
   bench   micro-benches, then ztun beside hev-socks5-tunnel, tun2proxy, pasta and a plain relay (root; 25 minutes; the options of benches/relay, as --rounds 1)
   release [TARGET...]  programs for Linux (static), macOS and Windows in dist/, with what builds them
-  cross-check          lints for all of those systems
+  reproduce [TARGET...]  makes the release once more, elsewhere, and compares it with dist/
+  cross-check          lints for all of those systems, and of the C library for Android and iOS
   cross-test           the core's tests on Windows code (wine) and on aarch64 (qemu)
   demo    see it work
 TEXT
@@ -183,18 +189,43 @@ portable() {
     cargo test --quiet --locked --lib --no-default-features
 }
 
+# wintun DIRECTORY: puts wintun.dll there, where a program in that directory finds it.
+wintun() {
+    local archive
+    mkdir -p "$1"
+    archive=$(mktemp)
+    curl --fail --silent --show-error --location --output "$archive" "$WINTUN"
+    sha256sum --check --quiet <<<"$WINTUN_SUM  $archive"
+    unzip -q -o -j "$archive" wintun/bin/amd64/wintun.dll -d "$1"
+    rm "$archive"
+}
+
+# What only the system itself can say, on machines that have it.
+system() {
+    local test built=${CARGO_TARGET_DIR:-target}/debug
+    case "$(uname -s)" in
+        Darwin) test=macos; run_as_root ;;
+        # Beside the program, and beside its tests.
+        MINGW* | MSYS*) test=windows; wintun "$built"; wintun "$built/deps" ;;
+        *) say "this is for macOS and Windows: ./build-all.sh test does it on Linux"; return 1 ;;
+    esac
+    cargo test --locked --no-fail-fast --lib --test "$test" -- --test-threads=1
+}
+
 case "${1:-}" in
     deps) deps ;;
     check) check ;;
     test) tests ;;
-    lib) lib ;;
+    lib) shift; if [ $# -eq 0 ]; then lib; else cross_lib "$@"; fi ;;
     bench) shift; bench "$@" ;;
     soak) shift; deps; run_as_root; benches/soak.sh "$@" ;;
     release) shift; cross_release "$@" ;;
+    reproduce) shift; cross_reproduce "$@" ;;
     cross-check) cross_check ;;
     cross-test) cross_test ;;
     package) shift; package "$@" ;;
     portable) portable ;;
+    system) system ;;
     demo) cargo run --quiet --release --locked -- demo ;;
     *) usage; [ "${1:-}" = help ] || exit 2 ;;
 esac

@@ -18,6 +18,8 @@ readonly CROSS_HOME=${ZTUN_CROSS_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/ztun-cros
 readonly CROSS_TARGETS=(
     x86_64-unknown-linux-musl aarch64-unknown-linux-musl x86_64-apple-darwin aarch64-apple-darwin x86_64-pc-windows-gnu
 )
+# Systems whose apps take the C library.
+readonly MOBILE_TARGETS=(aarch64-linux-android aarch64-apple-ios)
 readonly ZIG_VERSION=0.17.0
 readonly MACOS_MINIMUM=11.0
 # What starts programs for other systems.
@@ -35,12 +37,12 @@ rustup_has() {
     done
 }
 
-# cross_install [PROGRAM:PACKAGE...]: what cross_cargo needs for any of CROSS_TARGETS, and those. Says in $CROSS_STD where the standard library comes from:
+# cross_install [PROGRAM:PACKAGE...]: what cross_cargo needs for any target, and those. Says in $CROSS_STD where the standard library comes from:
 # `rustup` or `source`. ZTUN_CROSS_STD=source asks for the second where both would do.
 cross_install() {
     local programs=()
     CROSS_STD=${ZTUN_CROSS_STD:-}
-    [ -n "$CROSS_STD" ] || if rustup_has "${CROSS_TARGETS[@]}"; then CROSS_STD=rustup; else CROSS_STD=source; fi
+    [ -n "$CROSS_STD" ] || if rustup_has "${CROSS_TARGETS[@]}" "${MOBILE_TARGETS[@]}"; then CROSS_STD=rustup; else CROSS_STD=source; fi
     if [ "$CROSS_STD" = source ]; then
         programs=(/usr/bin/rustc:rustc-web /usr/bin/cargo:cargo-web /usr/bin/cargo-clippy:rust-web-clippy)
     fi
@@ -91,6 +93,10 @@ cross_cargo() (
         *-windows-gnu)
             linker=x86_64-w64-mingw32-gcc
             flags+=("-Clink-arg=-Wl,--no-insert-timestamp") ;;
+        *)
+            # What is checked, or put into an archive, is not linked: there is no C library for it here.
+            linker=false
+            export SDKROOT=$CROSS_HOME/no-sdk ;;
     esac
     flags+=("-Clinker=$linker")
     # A crate of the tests has a line of C.
@@ -164,13 +170,56 @@ cross_wine() {
     [ -d "$WINEPREFIX" ] || wine wineboot -i >/dev/null 2>&1
 }
 
-# Lints of what is compiled for each system.
+# cross_reproduce [TARGET...]: makes the release once more, of a clean clone in another directory with another cache, and compares it with dist/.
+cross_reproduce() {
+    local place
+    [ -s dist/SHA256SUMS ] || { say "there is nothing to compare with: ./build-all.sh release makes it"; return 1; }
+    [ -z "$(git status --porcelain)" ] || { say "a clone would not have what is not committed"; return 1; }
+    place=$(mktemp -d "${TMPDIR:-/tmp}/ztun-reproduce.XXXXXX")
+    # shellcheck disable=SC2064 # The place is known by now.
+    trap "rm -rf '$place'" EXIT
+    git clone --quiet . "$place/another/place"
+    (
+        cd "$place/another/place"
+        unset CARGO_TARGET_DIR
+        ZTUN_CROSS_HOME=$place/cache CARGO_HOME=$place/cargo ./build-all.sh release "$@"
+    )
+    (cd dist && sha256sum --check "$place/another/place/dist/SHA256SUMS") || { say "not the same octets twice"; return 1; }
+    say "the same octets twice"
+}
+
+# cross_lib TARGET...: the C library for apps of a phone, in dist/lib-TARGET. An archive needs no linker; the app's has the rest.
+cross_lib() {
+    local target out
+    for target in "$@"; do
+        [[ " ${MOBILE_TARGETS[*]} " = *" $target "* ]] || { say "$target is none of ${MOBILE_TARGETS[*]}"; return 2; }
+    done
+    cross_install
+    for target in "$@"; do
+        say "the C library for $target"
+        CARGO_PROFILE_RELEASE_DEBUG=0 cross_cargo "$target" rustc --quiet --release --lib --features ffi --crate-type staticlib
+        out=dist/lib-$target
+        mkdir -p "$out"
+        install -m 644 "$CROSS_OUTPUT/$target/release/libztun.a" include/ztun.h "$out"
+        python3 packaging/exports.py "$out/libztun.a" "$out/ztun.h"
+        (cd "$out" && sha256sum -- *)
+    done
+}
+
+# Lints of what is compiled for each system, the C library among it where there is one.
 cross_check() {
     local target
     cross_install
     for target in "${CROSS_TARGETS[@]}"; do
         say "lints for $target"
-        cross_cargo "$target" clippy --quiet --lib --bins -- -D warnings
+        case "$target" in
+            x86_64-*-linux-* | x86_64-apple-*) cross_cargo "$target" clippy --quiet --lib --bins --features ffi -- -D warnings ;;
+            *) cross_cargo "$target" clippy --quiet --lib --bins -- -D warnings ;;
+        esac
+    done
+    for target in "${MOBILE_TARGETS[@]}"; do
+        say "lints of the C library for $target"
+        cross_cargo "$target" clippy --quiet --lib --features ffi -- -D warnings
     done
 }
 

@@ -53,9 +53,12 @@ fn every_command_is_one_of_build_all() {
         }
     }
     assert!(called.is_subset(&known), "{:?} are not there", called.difference(&known).collect::<Vec<_>>());
-    for needed in ["test", "check", "package", "portable", "release", "cross-check", "cross-test"] {
+    for needed in
+        ["test", "check", "package", "portable", "system", "release", "reproduce", "lib", "cross-test"]
+    {
         assert!(called.contains(needed), "nobody calls {needed}");
     }
+    assert!(!called.contains("cross-check"), "check does that already");
 }
 
 #[test]
@@ -108,6 +111,7 @@ fn a_release_is_what_was_tested() {
     let place =
         |what: &str| runs.iter().position(|run| run.contains(what)).unwrap_or_else(|| panic!("no {what}"));
     assert!(place("./build-all.sh test") < place("./build-all.sh release"));
-    assert!(place("./build-all.sh release") < place("./build-all.sh package"));
+    assert!(place("./build-all.sh release") < place("./build-all.sh reproduce"));
+    assert!(place("./build-all.sh reproduce") < place("./build-all.sh package"));
     assert!(place("./build-all.sh package") < place("gh release create"));
 }
