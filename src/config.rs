@@ -279,6 +279,9 @@ impl Default for EngineConfig {
     }
 }
 
+/// The device's name where nobody says another: macOS names its own by number.
+pub const DEVICE: &str = if cfg!(target_os = "macos") { "utun122" } else { "ztun0" };
+
 /// What a run does to the machine around the engine.
 #[derive(Clone, Debug)]
 pub struct HostPlanConfig {
@@ -316,7 +319,7 @@ impl Default for HostPlanConfig {
         let net = |addr: IpAddr, prefix| Cidr { addr, prefix };
         let v6 = Ipv6Addr::new(0xfd7a, 0x7a74, 0x756e, 0, 0, 0, 0, 1);
         HostPlanConfig {
-            tun: "ztun0".into(),
+            tun: DEVICE.into(),
             tun_fd: None,
             addresses: vec![net(Ipv4Addr::new(198, 18, 0, 1).into(), 16), net(v6.into(), 64)],
             mtu: 1500,

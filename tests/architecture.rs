@@ -26,7 +26,7 @@ const LAYERS: [(&str, &[&str]); 22] = [
     // How the kernel is talked to, for those who change its tables and those who watch them.
     ("netlink", &[]),
     ("route_socket", &[]),
-    ("host", &["config", "outbound", "netlink"]),
+    ("host", &["config", "outbound", "netlink", "route_socket"]),
     ("monitor", &["time", "netlink", "route_socket"]),
     ("proxy", &["time", "rng", "wire", "config"]),
     ("driver", &["time", "rng", "flow", "stack", "outbound", "engine", "tun"]),
@@ -64,7 +64,7 @@ const CRATES: [(&str, &[&str]); 22] = [
     ("slab", &["proxy"]),
     ("mio", &["tun", "monitor", "proxy", "driver", "control", "session", "doctor"]),
     ("socket2", &["proxy", "driver", "control", "session", "demo"]),
-    ("libc", &["tun", "netlink", "host", "monitor", "proxy", "driver", "control"]),
+    ("libc", &["tun", "netlink", "route_socket", "host", "monitor", "proxy", "driver", "control"]),
     ("signal_hook", &["proxy", "driver"]),
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
@@ -95,7 +95,7 @@ const MORE_CRATES: [(&str, &[&str]); 6] = [
 ];
 
 /// Where `unsafe` may stand.
-const UNSAFE: [&str; 6] = ["tun", "netlink", "host", "monitor", "driver", "ffi"];
+const UNSAFE: [&str; 7] = ["tun", "netlink", "route_socket", "host", "monitor", "driver", "ffi"];
 
 /// Parts of the standard library that the pure core may not name: what they do needs an operating system.
 const IMPURE_STD: [&str; 8] = ["env", "fs", "io", "net", "os", "process", "thread", "path"];

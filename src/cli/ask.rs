@@ -2,6 +2,7 @@
 
 use super::options::{AskOptions, WhereOptions};
 use super::{Error, print};
+use crate::config;
 use crate::control::client::{AskError, Client};
 use crate::control::protocol::{Flow, Flows, ProxyStatus, RunState, Status};
 use crate::host::RunDir;
@@ -70,7 +71,7 @@ pub(super) fn connect(place: &WhereOptions) -> Result<(Client, PathBuf), Error> 
 
 /// The only router's socket, or that of the device that one has by default.
 fn found() -> Result<PathBuf, Error> {
-    let default = socket_of("ztun0");
+    let default = socket_of(config::DEVICE);
     if default.exists() {
         return Ok(default);
     }

@@ -69,7 +69,7 @@ fn report(_: &Config, _: &DoctorOptions, _: Vec<Error>) -> Result<u8, Error> {
     Err(Error {
         code: 3,
         what: "`ztun doctor` examines Linux, and no other system yet".into(),
-        remedy: Some("a Linux machine; here there is `ztun proxy` so far".into()),
+        remedy: Some("a Linux machine; here `ztun --dry-run` shows what would be changed".into()),
     })
 }
 

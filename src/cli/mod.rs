@@ -263,7 +263,7 @@ fn needs_namespaces(command: &str) -> Error {
     Error {
         code: 3,
         what: format!("`ztun {command}` needs network namespaces, which only Linux has"),
-        remedy: Some("a Linux machine; here there is `ztun proxy` so far".into()),
+        remedy: Some("a Linux machine; here there are `ztun` and `ztun proxy`".into()),
     }
 }
 

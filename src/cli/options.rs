@@ -1,7 +1,7 @@
 //! The grammar of the command line.
 
 use super::value;
-use crate::config::Cidr;
+use crate::config::{self, Cidr};
 use crate::outbound::rule::Rule;
 use crate::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -66,7 +66,7 @@ pub enum Command {
     /// Undo what a run that died left behind
     Restore {
         /// The device of that run
-        #[arg(long, default_value = "ztun0", value_name = "NAME", value_parser = value::device)]
+        #[arg(long, default_value = config::DEVICE, value_name = "NAME", value_parser = value::device)]
         tun: String,
     },
     /// Run the router as a service, from the start of the machine on
@@ -331,7 +331,7 @@ pub struct RunOptions {
     #[command(flatten)]
     pub way: WayOptions,
     /// Its name
-    #[arg(long, help_heading = DEVICE, value_name = "NAME", default_value = "ztun0", value_parser = value::device)]
+    #[arg(long, help_heading = DEVICE, value_name = "NAME", default_value = config::DEVICE, value_parser = value::device)]
     pub tun: String,
     /// Use a device that whoever starts this has opened
     #[arg(long, help_heading = DEVICE, value_name = "FD", value_parser = value::descriptor)]

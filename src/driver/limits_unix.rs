@@ -22,13 +22,39 @@ pub fn raise_open_files(wanted: u64) -> io::Result<u64> {
     if higher > limit.rlim_max && set_limit(higher, higher).is_ok() {
         return Ok(higher);
     }
-    if limit.rlim_cur < limit.rlim_max {
-        set_limit(limit.rlim_max, limit.rlim_max)?;
+    let reachable = within_reach(limit.rlim_max);
+    if limit.rlim_cur < reachable {
+        set_limit(reachable, limit.rlim_max)?;
     }
-    Ok(limit.rlim_max)
+    Ok(reachable)
+}
+
+/// What of a hard limit can be had: Darwin's is often infinite, and no soft limit may be.
+fn within_reach(hard: u64) -> u64 {
+    if cfg!(target_vendor = "apple") { hard.min(most_open_files()) } else { hard }
+}
+
+/// The highest limit that the kernel accepts of anybody; what it has least where it does not tell.
+#[cfg(target_vendor = "apple")]
+fn most_open_files() -> u64 {
+    const LEAST: u64 = 10_240;
+    let mut most: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>();
+    // SAFETY: the name ends with NUL, and the value is one int, as long as is told, that outlives the call.
+    let asked = unsafe {
+        libc::sysctlbyname(
+            c"kern.maxfilesperproc".as_ptr(),
+            (&raw mut most).cast(),
+            &raw mut len,
+            core::ptr::null_mut(),
+            0,
+        )
+    };
+    if asked == 0 { u64::try_from(most).unwrap_or(LEAST) } else { LEAST }
 }
 
 /// The highest limit that the kernel accepts of anybody; what it starts with where it does not tell.
+#[cfg(not(target_vendor = "apple"))]
 fn most_open_files() -> u64 {
     const USUAL: u64 = 1 << 20;
     std::fs::read_to_string("/proc/sys/fs/nr_open")

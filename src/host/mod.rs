@@ -2,7 +2,7 @@
 //!
 //! # Theory of operation
 //!
-//! A folder for each system (`linux`) has its vocabulary of [`Change`]s, the plan that turns what there is and what is [wanted](Want) into a list of them
+//! A folder for each system (`linux`, `macos`, `windows`) has its vocabulary of [`Change`]s, the plan that turns what there is and what is [wanted](Want) into a list of them
 //! without touching anything, and the hands that make them. `run` is what all systems share: journal, locks, and the life of a run.
 //! [`up`] takes the locks, undoes what a run that died left, plans, makes the changes one by one, and asks whether they are there: the undo of each is
 //! in the journal, synced, before it is made. [`Applied::refresh`] makes the difference when the network or the device has changed.
@@ -16,9 +16,9 @@
 //! own.
 //! Nothing here knows the engine.
 
-#[cfg(any(target_os = "linux", windows))]
+#[cfg(any(target_os = "linux", target_os = "macos", windows))]
 mod run;
-#[cfg(any(target_os = "linux", windows))]
+#[cfg(any(target_os = "linux", target_os = "macos", windows))]
 pub use run::{
     Applied, Holder, RunDir, dry_run, holder, left_behind, name_servers, restore, restore_in, restore_own,
     up, up_in,
@@ -31,6 +31,14 @@ use linux as system;
 #[cfg(target_os = "linux")]
 pub use linux::{change, dns, netns, observe, plan, privilege, process};
 
+#[cfg(any(target_os = "macos", test))]
+#[cfg_attr(not(target_os = "macos"), allow(unreachable_pub, reason = "compiled for its tests"))]
+mod macos;
+#[cfg(target_os = "macos")]
+use macos as system;
+#[cfg(target_os = "macos")]
+pub use macos::{change, names, plan, process};
+
 #[cfg(any(windows, test))]
 #[cfg_attr(not(windows), allow(unreachable_pub, dead_code, reason = "compiled for its tests"))]
 mod windows;
@@ -39,14 +47,14 @@ use windows as system;
 #[cfg(windows)]
 pub use windows::{change, guard, plan, process, rows};
 
-#[cfg(not(any(target_os = "linux", windows)))]
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 #[path = "process_plain.rs"]
 pub mod process;
-#[cfg(not(any(target_os = "linux", windows)))]
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 mod unsupported;
-#[cfg(not(any(target_os = "linux", windows)))]
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 use unsupported as system;
-#[cfg(not(any(target_os = "linux", windows)))]
+#[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 pub use unsupported::{
     Applied, Holder, RunDir, dry_run, holder, left_behind, name_servers, restore, restore_own, up,
 };
@@ -54,7 +62,7 @@ pub use unsupported::{
 mod report;
 mod reversible;
 #[cfg_attr(
-    not(any(target_os = "linux", windows)),
+    not(any(target_os = "linux", target_os = "macos", windows)),
     allow(dead_code, reason = "only a run asks what is wanted")
 )]
 mod want;

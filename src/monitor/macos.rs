@@ -10,22 +10,21 @@
 use super::debounce::Clocks;
 use super::system::{clock, owned};
 use super::{DefaultRoute, IfIndex, Interface, Monitor, NetworkState, Noticed, Own, Path, Question};
-use crate::route_socket::{self, Gateway, Kind, Message, RouteMessage, messages};
+use crate::route_socket::system::{self, LONGEST, Table, dump};
+use crate::route_socket::{Gateway, Kind, Message, Request, RouteMessage, messages};
 use mio::event::Source;
 use mio::unix::SourceFd;
 use mio::{Interest, Registry, Token};
 use std::ffi::CStr;
 use std::fs::File;
 use std::hash::Hasher;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// Where a machine's name servers are named, for programs that read files.
 const RESOLVER_FILE: &str = "/etc/resolv.conf";
 /// More of it than any resolver reads.
 const RESOLVER_OCTETS: u64 = 64 << 10;
-/// More than any message of the routing socket.
-const LONGEST: usize = 2_048;
 /// What configd posts when name servers have changed, and the kernel when the clock was set (notify_keys.h, dnsinfo.h).
 const RESOLVER_CHANGED: &CStr = c"com.apple.system.SystemConfiguration.dns_configuration";
 const CLOCK_SET: &CStr = c"com.apple.system.clock_set";
@@ -59,8 +58,8 @@ impl SystemMonitor {
             own,
             own_index: None,
             // Before anything is read, so that what changes meanwhile is told.
-            news: routing_socket()?,
-            questions: routing_socket()?,
+            news: system::open()?,
+            questions: system::open()?,
             sequence: 0,
             resolver: watched(RESOLVER_CHANGED),
             clock: watched(CLOCK_SET),
@@ -78,14 +77,14 @@ impl SystemMonitor {
     fn links(&mut self) -> io::Result<NetworkState> {
         let NetworkState { mut interfaces, mut addresses, .. } = NetworkState::default();
         self.own_index = None;
-        for message in messages(&dump(libc::NET_RT_IFLIST)?) {
+        for message in messages(&dump(Table::Interfaces)?) {
             match message {
                 Message::Interface(link) if link.name == self.own.device => self.own_index = Some(link.index),
                 Message::Interface(link) => {
                     let index = IfIndex(link.index.into());
                     interfaces.push(Interface { index, name: link.name, running: link.running });
                 }
-                Message::Address { gone: false, index, addr: Some(addr) }
+                Message::Address { gone: false, index, addr: Some(addr), .. }
                     if Some(index) != self.own_index =>
                 {
                     addresses.push((IfIndex(index.into()), addr));
@@ -100,7 +99,7 @@ impl SystemMonitor {
 
     fn defaults(&self) -> io::Result<Vec<DefaultRoute>> {
         let mut defaults = Vec::new();
-        for message in messages(&dump(libc::NET_RT_DUMP)?) {
+        for message in messages(&dump(Table::Routes)?) {
             if let Message::Route(message) = message
                 && Some(message.index) != self.own_index
             {
@@ -119,6 +118,7 @@ fn default_route(message: &RouteMessage) -> Option<DefaultRoute> {
     })?;
     let gateway = match route.gateway {
         Gateway::Addr(gateway) => Some(gateway),
+        Gateway::LinkLocal(gateway, _) => Some(gateway.into()),
         Gateway::Link(_) => None,
     };
     Some(DefaultRoute {
@@ -178,31 +178,16 @@ impl Monitor for SystemMonitor {
         self.sequence = self.sequence.wrapping_add(1);
         let scope = question.interface.map(|index| u16::try_from(index.0)).transpose();
         let Ok(scope) = scope else { return Ok(None) };
-        let request = route_socket::question(question.to, scope, self.sequence);
-        if let Err(error) = self.questions.write_all(&request) {
-            return match error.raw_os_error() {
+        let question_of = Request::Get { to: question.to, scope };
+        match system::ask(&mut self.questions, question_of, self.sequence) {
+            Ok(answer) => Ok(answer.and_then(|answer| path_of(&answer, question))),
+            Err(error) => match error.raw_os_error() {
                 // Without a route, or by an interface that is not there.
                 Some(libc::ESRCH | libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::ENXIO) => {
                     Ok(None)
                 }
                 Some(_) | None => Err(error),
-            };
-        }
-        let own = std::process::id().cast_signed();
-        let mut buffer = [0; LONGEST];
-        // The kernel has answered before the write returns; in between stands what others were told.
-        loop {
-            let len = match self.questions.read(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                read => read?,
-            };
-            let answer = messages(buffer.get(..len).unwrap_or_default()).find_map(|message| match message {
-                Message::Route(route) if route.pid == own && route.seq == self.sequence => Some(route),
-                Message::Route(_) | Message::Interface(_) | Message::Address { .. } | Message::Other => None,
-            });
-            if let Some(answer) = answer {
-                return Ok(path_of(&answer, question));
-            }
+            },
         }
     }
 
@@ -272,56 +257,6 @@ fn quiet(fd: OwnedFd) -> io::Result<File> {
             && libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC) >= 0
     };
     if done { Ok(fd.into()) } else { Err(io::Error::last_os_error()) }
-}
-
-fn routing_socket() -> io::Result<File> {
-    // SAFETY: the call takes numbers.
-    quiet(owned(unsafe { libc::socket(libc::PF_ROUTE, libc::SOCK_RAW, libc::AF_UNSPEC) })?)
-}
-
-/// All interfaces with their addresses, or all routes, as messages of the routing socket (sysctl(3), PF_ROUTE).
-fn dump(what: libc::c_int) -> io::Result<Vec<u8>> {
-    let mut name = [libc::CTL_NET, libc::PF_ROUTE, 0, 0, what, 0];
-    let count = name.len() as libc::c_uint;
-    loop {
-        let mut len = 0;
-        // SAFETY: the name is as long as is told; without a buffer only the length is written.
-        let asked = unsafe {
-            libc::sysctl(
-                name.as_mut_ptr(),
-                count,
-                core::ptr::null_mut(),
-                &raw mut len,
-                core::ptr::null_mut(),
-                0,
-            )
-        };
-        if asked < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // The table may grow before it is read.
-        let mut buffer = vec![0; len + len / 4 + LONGEST];
-        let mut len = buffer.len();
-        // SAFETY: the name and the buffer are as long as is told, and nothing else uses the buffer meanwhile.
-        let read = unsafe {
-            libc::sysctl(
-                name.as_mut_ptr(),
-                count,
-                buffer.as_mut_ptr().cast(),
-                &raw mut len,
-                core::ptr::null_mut(),
-                0,
-            )
-        };
-        if read == 0 {
-            buffer.truncate(len);
-            return Ok(buffer);
-        }
-        let error = io::Error::last_os_error();
-        if error.raw_os_error() != Some(libc::ENOMEM) {
-            return Err(error);
-        }
-    }
 }
 
 unsafe extern "C" {

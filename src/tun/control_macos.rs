@@ -12,8 +12,9 @@ const _: () = {
     assert!(super::UTUN_OPT_IFNAME == libc::UTUN_OPT_IFNAME);
 };
 
-/// A socket whose interface was just made: `utun7` asks for that one, another name for the first that is free.
+/// A socket whose interface, named utun and a number, was just made.
 pub(super) fn create(name: &str) -> io::Result<OwnedFd> {
+    let unit = unit(name).ok_or(io::ErrorKind::InvalidInput)?;
     // SAFETY: the call takes numbers.
     let raw = unsafe { libc::socket(libc::PF_SYSTEM, libc::SOCK_DGRAM, libc::SYSPROTO_CONTROL) };
     if raw < 0 {
@@ -21,14 +22,15 @@ pub(super) fn create(name: &str) -> io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor was just opened, and nobody else has it.
     let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-    connect(&fd, unit(name))?;
+    connect(&fd, unit)?;
     Ok(fd)
 }
 
-/// `sc_unit` for an interface of this name: its number and one, or 0 for the first that is free.
-fn unit(name: &str) -> u32 {
-    let number = name.strip_prefix("utun").and_then(|number| number.parse::<u32>().ok());
-    number.and_then(|number| number.checked_add(1)).unwrap_or(0)
+/// `sc_unit` for an interface of this name: its number and one. The kernel has no other names.
+fn unit(name: &str) -> Option<u32> {
+    let number = name.strip_prefix("utun")?.parse::<u32>().ok()?;
+    // The number as it is written, so that the interface has the name that was asked for.
+    (format!("utun{number}") == name).then(|| number.checked_add(1)).flatten()
 }
 
 /// Connects the socket to the control: that makes the interface.

@@ -1,7 +1,7 @@
 //! Darwin's utun: a socket of the kernel control `com.apple.net.utun_control`, one packet for each read and each write, with a header of four octets
 //! in front ([`utun`](super::utun)).
 //!
-//! The kernel names interfaces by number, `utun0` and so on: a name of that form asks for its number, any other takes the first that is free. The
+//! The kernel names interfaces by number, `utun0` and so on, and there are no other names. The
 //! interface lives as long as the socket, which is close-on-exec: a process that dies takes it along, with its addresses and routes. There is no
 //! offload, and no way to have it: every packet is summed and at most an MTU long.
 //!
@@ -34,7 +34,7 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Creates an interface: `utun7` asks for that one, another name for the first that is free. It has no address and is down, and `mtu` is what
+    /// Creates an interface, which is named utun and a number. It has no address and is down, and `mtu` is what
     /// `host` is going to set. `wanted` is nothing here.
     pub fn open(name: &str, mtu: u16, _wanted: OffloadLevel) -> Result<Tun, OpenError> {
         let fail = |source| open_error(name, source);
@@ -98,10 +98,10 @@ fn open_error(name: &str, source: io::Error) -> OpenError {
     let remedy = match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "run with sudo".into(),
         Some(libc::EBUSY) => {
-            format!("another program has {name}: choose another name with --tun, or leave it out")
+            format!("another program has {name}: choose another number with --tun")
         }
         Some(libc::EMFILE | libc::ENFILE) => "raise the limit on open files (`ulimit -n`)".into(),
-        _ => "names are utun and a number; leave --tun out to have the first that is free".into(),
+        _ => "names are utun and a number, as in --tun utun7".into(),
     };
     OpenError { what: format!("cannot create the device {name}"), source, remedy }
 }
