@@ -346,7 +346,7 @@ pub struct RunOptions {
     #[arg(long, help_heading = MACHINE)]
     pub no_route: bool,
     /// Interface by which ztun's own connections leave [default: as routed]
-    #[arg(long, help_heading = MACHINE, value_name = "NAME", value_parser = value::device)]
+    #[arg(long, help_heading = MACHINE, value_name = "NAME", value_parser = value::interface)]
     pub interface: Option<String>,
     /// Mark of ztun's own connections
     #[arg(long, help_heading = MACHINE, value_name = "N", default_value = "0x7a74", value_parser = value::mark)]

@@ -58,9 +58,13 @@ fn install(options: &[OsString]) -> Result<u8, Error> {
     let installed = ServiceManager::local_computer(None::<&str>, access).and_then(|manager| {
         let service = manager.create_service(&info, ServiceAccess::CHANGE_CONFIG | ServiceAccess::START)?;
         service.set_description("Sends everything this machine does through a SOCKS5 proxy")?;
-        service.start::<OsString>(&[])
+        Ok(service)
     });
-    installed.map_err(|error| refused("cannot install the service", error))?;
+    let taken = "one that is there is taken away by `ztun service remove`";
+    let service = installed.map_err(|error| refused("cannot install the service", error, taken))?;
+    let remedy = format!("look into {}; `ztun service remove` takes it away", log.display());
+    let started = service.start::<OsString>(&[]);
+    started.map_err(|error| refused("the service is installed, but does not start", error, &remedy))?;
     print(|out| writeln!(out, "installed and started; its log is {}", log.display()))
 }
 
@@ -81,7 +85,8 @@ fn remove() -> Result<u8, Error> {
         // One that does not stop is marked, and goes when it does.
         service.delete()
     };
-    removed().map_err(|error| refused("cannot remove the service", error))?;
+    let look = "look whether there is one: `sc query ztun`";
+    removed().map_err(|error| refused("cannot remove the service", error, look))?;
     print(|out| writeln!(out, "stopped and removed"))
 }
 
@@ -119,10 +124,10 @@ fn failed(what: &str, why: &io::Error) -> Error {
     Error::system(1, what, why, "start it again, as administrator")
 }
 
-fn refused(what: &str, why: windows_service::Error) -> Error {
+fn refused(what: &str, why: windows_service::Error, remedy: &str) -> Error {
     let why = manager::error(why);
     match why.kind() == io::ErrorKind::PermissionDenied {
         true => Error::system(3, what, &why, "start it as administrator"),
-        false => Error::system(1, what, &why, "look at it with `sc query ztun`"),
+        false => Error::system(1, what, &why, remedy),
     }
 }

@@ -54,6 +54,18 @@ pub(super) fn device(text: &str) -> Result<String, String> {
     }
 }
 
+/// Reads the name of an interface that there is: on Windows those have spaces and any letters, and up to 256 of them.
+pub(super) fn interface(text: &str) -> Result<String, String> {
+    if !cfg!(windows) {
+        return device(text);
+    }
+    let fits = (1..=256).contains(&text.encode_utf16().count());
+    match fits && !text.chars().any(char::is_control) {
+        true => Ok(text.into()),
+        false => Err("the name of an interface has 1 to 256 characters".into()),
+    }
+}
+
 /// Reads a mark: decimal, or hexadecimal after 0x.
 pub(super) fn mark(text: &str) -> Result<u32, String> {
     let (digits, radix) = text.strip_prefix("0x").map_or((text, 10), |digits| (digits, 16));
