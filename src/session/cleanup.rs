@@ -197,6 +197,7 @@ mod tests {
         assert!(text.contains(" err=\"busy\"\ncleanup done"), "{text}");
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_descriptor_that_stays_open_is_counted() {
         // Other tests of this process open and close theirs meanwhile: only that it counts at all can be told.
