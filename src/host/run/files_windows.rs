@@ -9,6 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::windows::ffi::OsStrExt;
 use std::os::windows::fs::OpenOptionsExt;
+use std::os::windows::io::{AsRawHandle, FromRawHandle, OwnedHandle};
 use std::path::{Path, PathBuf};
 use windows_sys::Win32::Foundation::{
     ERROR_ALREADY_EXISTS, ERROR_SHARING_VIOLATION, GENERIC_READ, GENERIC_WRITE, HLOCAL, LocalFree,
@@ -18,13 +19,16 @@ use windows_sys::Win32::Security::Authorization::{
     SE_FILE_OBJECT, SetNamedSecurityInfoW,
 };
 use windows_sys::Win32::Security::{
-    ACL, DACL_SECURITY_INFORMATION, GetSecurityDescriptorDacl, IsWellKnownSid, OWNER_SECURITY_INFORMATION,
-    PROTECTED_DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR, PSID, SECURITY_ATTRIBUTES,
-    WinBuiltinAdministratorsSid, WinLocalSystemSid,
+    ACL, DACL_SECURITY_INFORMATION, GetSecurityDescriptorDacl, GetTokenInformation, IsWellKnownSid,
+    OWNER_SECURITY_INFORMATION, PROTECTED_DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR, PSID,
+    SECURITY_ATTRIBUTES, TOKEN_ELEVATION, TOKEN_QUERY, TokenElevation, WinBuiltinAdministratorsSid,
+    WinLocalSystemSid,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     CreateDirectoryW, DELETE, FILE_FLAG_DELETE_ON_CLOSE, FILE_SHARE_DELETE, FILE_SHARE_READ,
 };
+
+use windows_sys::Win32::System::Threading::{GetCurrentProcess, OpenProcessToken};
 
 /// The owner is the administrators; they and the system may do anything, and nobody else, in it and in what is made in it.
 const ACCESS: &str = "O:BAD:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)";
@@ -88,8 +92,40 @@ impl Drop for Descriptor {
     }
 }
 
+/// Whether this process has the rights of an administrator: has been elevated, as the system calls it.
+fn is_elevated() -> io::Result<bool> {
+    let mut token = core::ptr::null_mut();
+    // SAFETY: the process's own handle needs no closing, and there is a handle to write to.
+    if unsafe { OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, &raw mut token) } == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the handle was just made, and nobody else has it.
+    let token = unsafe { OwnedHandle::from_raw_handle(token) };
+    let (mut elevation, mut size) = (TOKEN_ELEVATION::default(), 0);
+    let room = u32::try_from(size_of::<TOKEN_ELEVATION>()).map_err(io::Error::other)?;
+    // SAFETY: an open token, and as many octets to write to as the size says.
+    let asked = unsafe {
+        GetTokenInformation(
+            token.as_raw_handle(),
+            TokenElevation,
+            (&raw mut elevation).cast(),
+            room,
+            &raw mut size,
+        )
+    };
+    if asked == 0 { Err(io::Error::last_os_error()) } else { Ok(elevation.TokenIsElevated != 0) }
+}
+
 /// Makes sure that there is a directory that only administrators and the system can write to.
+///
+/// # Errors
+///
+/// `PermissionDenied`: this process is no administrator's, or the directory is somebody else's.
 pub(super) fn create_private(path: &Path) -> io::Result<()> {
+    if !is_elevated()? {
+        let text = "this needs the rights of an administrator";
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
+    }
     let (name, wanted) = (wide(path), Descriptor::wanted()?);
     let size = u32::try_from(size_of::<SECURITY_ATTRIBUTES>()).map_err(io::Error::other)?;
     let attributes = SECURITY_ATTRIBUTES { nLength: size, lpSecurityDescriptor: wanted.0, bInheritHandle: 0 };

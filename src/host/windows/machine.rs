@@ -174,11 +174,12 @@ impl Host for Machine {
             }
             Change::OutsideDelete(route) => delete_outside(route),
             Change::ServersSet(servers) => {
-                resolver::set_servers(device(&servers.device)?, &servers.servers).map(|()| Outcome::Done)
+                resolver::set_servers(device(&servers.device)?, &servers.servers, true)
+                    .map(|()| Outcome::Done)
             }
-            Change::ServersReset(servers) => {
-                on_device(&servers.device, |luid| resolver::set_servers(luid, &[]).map(|()| Outcome::Done))
-            }
+            Change::ServersReset(servers) => on_device(&servers.device, |luid| {
+                resolver::set_servers(luid, &servers.servers, false).map(|()| Outcome::Done)
+            }),
             Change::PolicyAdd(policy) => resolver::add_rule(&policy.servers).map(|()| Outcome::Done),
             Change::PolicyDelete(_) => resolver::delete_rule(),
             Change::GuardAdd(guard) => self.wfp.set(guard).map(|()| Outcome::Done),

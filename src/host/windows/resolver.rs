@@ -44,14 +44,18 @@ fn function(library: &str, name: &CStr) -> io::Result<unsafe extern "system" fn(
     })
 }
 
-/// Gives an interface these name servers, or none.
-pub(super) fn set_servers(luid: u64, servers: &[IpAddr]) -> io::Result<()> {
+/// Gives an interface these name servers, or none, in the families that `servers` are of.
+pub(super) fn set_servers(luid: u64, servers: &[IpAddr], on: bool) -> io::Result<()> {
     let set = function("iphlpapi.dll", c"SetInterfaceDnsSettings")?;
     // SAFETY: netioapi.h declares the function of this name so.
     let set = unsafe { core::mem::transmute::<unsafe extern "system" fn() -> isize, SetSettings>(set) };
     let guid = guid_of(luid)?;
     for v6 in [false, true] {
-        let mut names = wide(&nrpt::interface_servers(servers, v6));
+        let names = nrpt::interface_servers(servers, v6);
+        if names.is_empty() {
+            continue;
+        }
+        let mut names = wide(if on { &names } else { "" });
         let family = if v6 { DNS_SETTING_IPV6 } else { 0 };
         let settings = DNS_INTERFACE_SETTINGS {
             Version: DNS_INTERFACE_SETTINGS_VERSION1,

@@ -149,8 +149,9 @@ pub(super) fn interface_query(luid: u64, family: Family) -> InterfaceRow {
 /// The request that sets what `settings` say, and nothing else: `row` is what the system has answered.
 pub(super) fn interface_set(row: InterfaceRow, settings: Settings) -> InterfaceRow {
     // A prefix length that the system itself has answered is refused for IPv4 when it is set.
+    let is_v4 = u16_at(row.octets(), 0) == Some(AF_INET);
+    let row = if is_v4 { row.with(interface::SITE_PREFIX, &[0; 4]) } else { row };
     let row = row
-        .with(interface::SITE_PREFIX, &[0; 4])
         .with(interface::AUTOMATIC_METRIC, &[u8::from(settings.metric.is_none())])
         .with(interface::MTU, &settings.mtu.to_le_bytes());
     match settings.metric {
@@ -390,6 +391,8 @@ mod tests {
         golden[44] = 0;
         golden[144..156].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0, 0xdc, 5, 0, 0]);
         assert_eq!(set.octets(), golden);
+        let v6 = interface_set(seen.with(0, &[23, 0]), Settings { mtu: 1500, metric: Some(0) });
+        assert_eq!(v6.octets()[144..148], [0xaa; 4]);
         let automatic = interface_set(seen, Settings { mtu: 0xaaaa_aaaa, metric: None });
         assert_eq!(automatic.octets()[44], 1);
         assert_eq!(automatic.octets()[148..152], [0xaa; 4]);

@@ -80,15 +80,18 @@ pub(in crate::host) fn upkeep(_changes: &[Change]) -> Option<Upkeep> {
     None
 }
 
-/// Nobody asks: the resolvers of this machine are in the tables of its adapters.
+/// The resolvers of this machine: those of all its adapters.
 pub(in crate::host) fn name_servers() -> Vec<IpAddr> {
     let adapters = ipconfig::get_adapters().unwrap_or_else(|error| {
         log::debug!("the adapters cannot be read: {error}");
         Vec::new()
     });
+    // Stand-ins of Windows for an interface that was given none (fec0::/10, which nobody has any more: RFC 3879).
+    let real =
+        |server: &&IpAddr| !matches!(server, IpAddr::V6(addr) if addr.segments()[0] & 0xffc0 == 0xfec0);
     let up = |adapter: &&ipconfig::Adapter| adapter.oper_status() == ipconfig::OperStatus::IfOperStatusUp;
     let mut servers: Vec<IpAddr> = Vec::new();
-    for server in adapters.iter().filter(up).flat_map(ipconfig::Adapter::dns_servers) {
+    for server in adapters.iter().filter(up).flat_map(ipconfig::Adapter::dns_servers).filter(real) {
         if !servers.contains(server) {
             servers.push(*server);
         }

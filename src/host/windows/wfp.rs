@@ -50,29 +50,28 @@ impl Wfp {
         self.session.insert(engine).replace(guard.kind, Some(guard))
     }
 
-    /// Takes a guard down, unless another one has taken its place.
+    /// Takes a guard down, unless another one has taken its place. One of another process's session is that process's, and goes with it: the system lets
+    /// nobody else take it down.
     pub(super) fn clear(&mut self, guard: &Guard) -> io::Result<Outcome> {
-        let Some(engine) = self.reading()? else { return Ok(Outcome::Already) };
-        let Some(found) = engine.get(guard.kind)?.filter(|found| guard.covers(found)) else {
-            return Ok(Outcome::Already);
-        };
-        log::debug!("guard found: {found}");
-        engine.replace(guard.kind, None)?;
-        Ok(Outcome::Done)
+        if !guard.kind.outlives_process() {
+            return self.session.as_ref().map_or(Ok(Outcome::Already), |engine| engine.clear(guard));
+        }
+        self.others()?.map_or(Ok(Outcome::Already), |engine| engine.clear(guard))
     }
 
-    /// The guards that are up, whoever put them there.
+    /// The guards that are up: those of this process, and one that outlives processes, whoever put it there.
     pub(super) fn shown(&self) -> io::Result<Vec<Guard>> {
-        let Some(engine) = self.reading()? else { return Ok(Vec::new()) };
         let mut guards = Vec::new();
+        let others = self.others()?;
         for kind in Kind::ALL {
-            guards.extend(engine.get(kind)?);
+            let engine = if kind.outlives_process() { others.as_ref() } else { self.session.as_ref() };
+            guards.extend(engine.map(|engine| engine.get(kind)).transpose()?.flatten());
         }
         Ok(guards)
     }
 
-    /// Where nothing is added; `None` where there is no Base Filtering Engine, and so no guard either.
-    fn reading(&self) -> io::Result<Option<Engine>> {
+    /// Where guards are that are no process's; `None` where there is no Base Filtering Engine, and so no guard either.
+    fn others(&self) -> io::Result<Option<Engine>> {
         match Engine::open(false) {
             Ok(engine) => Ok(Some(engine)),
             Err(error) if error.raw_os_error() == Some(EPT_S_NOT_REGISTERED) => Ok(None),
@@ -122,6 +121,14 @@ impl Engine {
             FwpmEngineOpen0(null, RPC_C_AUTHN_WINNT, core::ptr::null(), &raw const session, &raw mut handle)
         })?;
         Ok(Engine(handle))
+    }
+
+    fn clear(&self, guard: &Guard) -> io::Result<Outcome> {
+        if self.get(guard.kind)?.is_none_or(|found| !guard.covers(&found)) {
+            return Ok(Outcome::Already);
+        }
+        self.replace(guard.kind, None)?;
+        Ok(Outcome::Done)
     }
 
     /// The guard of this kind that is up. One that is not whole, or another version's, is one of which nothing is known.
