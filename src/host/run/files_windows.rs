@@ -19,10 +19,10 @@ use windows_sys::Win32::Security::Authorization::{
     SE_FILE_OBJECT, SetNamedSecurityInfoW,
 };
 use windows_sys::Win32::Security::{
-    ACL, DACL_SECURITY_INFORMATION, GetSecurityDescriptorDacl, GetTokenInformation, IsWellKnownSid,
+    ACL, DACL_SECURITY_INFORMATION, EqualSid, GetSecurityDescriptorDacl, GetTokenInformation, IsWellKnownSid,
     OWNER_SECURITY_INFORMATION, PROTECTED_DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR, PSID,
-    SECURITY_ATTRIBUTES, TOKEN_ELEVATION, TOKEN_QUERY, TokenElevation, WinBuiltinAdministratorsSid,
-    WinLocalSystemSid,
+    SECURITY_ATTRIBUTES, TOKEN_ELEVATION, TOKEN_INFORMATION_CLASS, TOKEN_OWNER, TOKEN_QUERY, TokenElevation,
+    TokenOwner, WinBuiltinAdministratorsSid, WinLocalSystemSid,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     CreateDirectoryW, DELETE, FILE_FLAG_DELETE_ON_CLOSE, FILE_SHARE_DELETE, FILE_SHARE_READ,
@@ -92,8 +92,8 @@ impl Drop for Descriptor {
     }
 }
 
-/// Whether this process has the rights of an administrator: has been elevated, as the system calls it.
-fn is_elevated() -> io::Result<bool> {
+/// What the token of this process says of `what`, in octets of a struct of that kind.
+fn of_own_token(what: TOKEN_INFORMATION_CLASS) -> io::Result<Vec<u64>> {
     let mut token = core::ptr::null_mut();
     // SAFETY: the process's own handle needs no closing, and there is a handle to write to.
     if unsafe { OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, &raw mut token) } == 0 {
@@ -101,19 +101,21 @@ fn is_elevated() -> io::Result<bool> {
     }
     // SAFETY: the handle was just made, and nobody else has it.
     let token = unsafe { OwnedHandle::from_raw_handle(token) };
-    let (mut elevation, mut size) = (TOKEN_ELEVATION::default(), 0);
-    let room = u32::try_from(size_of::<TOKEN_ELEVATION>()).map_err(io::Error::other)?;
+    // Room for a struct and for the longest identifier that it leads to.
+    let (mut octets, mut size) = (vec![0_u64; 64], 0);
+    let room = u32::try_from(octets.len() * 8).map_err(io::Error::other)?;
     // SAFETY: an open token, and as many octets to write to as the size says.
     let asked = unsafe {
-        GetTokenInformation(
-            token.as_raw_handle(),
-            TokenElevation,
-            (&raw mut elevation).cast(),
-            room,
-            &raw mut size,
-        )
+        GetTokenInformation(token.as_raw_handle(), what, octets.as_mut_ptr().cast(), room, &raw mut size)
     };
-    if asked == 0 { Err(io::Error::last_os_error()) } else { Ok(elevation.TokenIsElevated != 0) }
+    if asked == 0 { Err(io::Error::last_os_error()) } else { Ok(octets) }
+}
+
+/// Whether this process has the rights of an administrator: has been elevated, as the system calls it.
+fn is_elevated() -> io::Result<bool> {
+    let answer = of_own_token(TokenElevation)?;
+    // SAFETY: the octets are those of such a struct, and aligned for it.
+    Ok(unsafe { answer.as_ptr().cast::<TOKEN_ELEVATION>().read() }.TokenIsElevated != 0)
 }
 
 /// Makes sure that there is a directory that only administrators and the system can write to.
@@ -151,7 +153,7 @@ pub(super) fn create_private(path: &Path) -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.cast_signed())) }
 }
 
-/// Whether the file belongs to administrators or to the system.
+/// Whether the file belongs to administrators or to the system, or to whom what this process makes belongs: administrators, since it is one's.
 fn is_of_administrators(name: &[u16]) -> io::Result<bool> {
     let (mut owner, mut descriptor): (PSID, PSECURITY_DESCRIPTOR) =
         (core::ptr::null_mut(), core::ptr::null_mut());
@@ -174,9 +176,11 @@ fn is_of_administrators(name: &[u16]) -> io::Result<bool> {
     }
     let _held = Descriptor(descriptor);
     // SAFETY: the owner lies in the descriptor, which is held.
-    Ok([WinBuiltinAdministratorsSid, WinLocalSystemSid]
-        .into_iter()
-        .any(|known| unsafe { IsWellKnownSid(owner, known) } != 0))
+    let is = |known| unsafe { IsWellKnownSid(owner, known) } != 0;
+    let own = of_own_token(TokenOwner)?;
+    // SAFETY: the octets are those of such a struct, and aligned for it; the owner that it leads to lies in them.
+    let own = unsafe { EqualSid(own.as_ptr().cast::<TOKEN_OWNER>().read().Owner, owner) } != 0;
+    Ok(is(WinBuiltinAdministratorsSid) || is(WinLocalSystemSid) || own)
 }
 
 /// How a file is opened: what it inherits from the directory keeps others out.

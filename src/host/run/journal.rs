@@ -29,14 +29,23 @@ impl FileJournal {
         FileJournal { path: dir.file(name, "journal"), draft: dir.file(name, "draft"), file: None }
     }
 
-    fn write_draft(&self, text: &str) -> io::Result<File> {
+    /// Makes the journal say `text`: this file is it from then on. On an error it is as before.
+    fn rewrite(&mut self, text: &str) -> io::Result<()> {
         let mut file =
             files::private().read(true).write(true).create(true).truncate(true).open(&self.draft)?;
         file.write_all(text.as_bytes())?;
         file.sync_data()?;
-        fs::rename(&self.draft, &self.path)?;
+        // Not every system renames onto a file that is open.
+        let old = self.file.take().is_some();
+        if let Err(error) = fs::rename(&self.draft, &self.path) {
+            if old {
+                self.file = files::private().read(true).write(true).open(&self.path).ok();
+            }
+            return Err(error);
+        }
         files::sync_parent(&self.path)?;
-        Ok(file)
+        self.file = Some(file);
+        Ok(())
     }
 }
 
@@ -56,13 +65,11 @@ impl<C: Reversible> Journal<C> for FileJournal {
         for undo in undos {
             text.push_str(&format!("{undo}\n"));
         }
-        let file = self.write_draft(&text).inspect_err(|_| {
+        self.rewrite(&text).inspect_err(|_| {
             if let Err(error) = remove(&self.draft) {
                 log::debug!("{} stays: {error}", self.draft.display());
             }
-        })?;
-        self.file = Some(file);
-        Ok(())
+        })
     }
 
     fn record(&mut self, undo: &C) -> io::Result<()> {

@@ -221,3 +221,41 @@ pub(super) fn close_connection(row: &rows::ConnectionRow) -> io::Result<()> {
     // SAFETY: a row of the size and alignment that the system expects.
     check(unsafe { SetTcpEntry(row.as_ptr::<MIB_TCPROW_LH>()) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+
+    #[test]
+    fn the_sockets_of_this_machine_are_listed_with_both_their_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let stream = TcpStream::connect(there).unwrap();
+        let here = stream.local_addr().unwrap();
+        let seen = tcp_sockets(Family::V4).unwrap();
+        assert!(seen.iter().any(|socket| socket.local == there && socket.listens));
+        assert!(seen.iter().any(|socket| (socket.local, socket.remote) == (here, there) && !socket.listens));
+        let socket = UdpSocket::bind("[::1]:0").unwrap();
+        let bound = socket.local_addr().unwrap();
+        assert!(udp_sockets(Family::V6).unwrap().iter().any(|socket| socket.local == bound));
+    }
+
+    #[test]
+    fn an_interface_is_found_by_its_name_or_is_none() {
+        assert_eq!(luid_of("no interface of this name").unwrap(), None);
+        let loopback = addresses().unwrap().into_iter().find(|seen| seen.address.addr.is_loopback()).unwrap();
+        assert!(index_of(loopback.luid).unwrap() > 0);
+    }
+
+    #[test]
+    fn on_windows_interfaces_and_routes_are_listed() {
+        let interfaces = interfaces().unwrap();
+        assert!(interfaces.iter().any(|seen| seen.family == Family::V4 && seen.settings.mtu > 0));
+        let routes = routes().unwrap();
+        assert!(routes.iter().any(|route| route.destination.addr.is_loopback()));
+        let one = interfaces[0];
+        let (_, again) = interface(one.luid, one.family).unwrap().unwrap();
+        assert_eq!((again.luid, again.settings), (one.luid, one.settings));
+    }
+}

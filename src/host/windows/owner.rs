@@ -113,8 +113,9 @@ mod tests {
     use super::*;
     use std::net::{TcpListener, TcpStream, UdpSocket};
 
+    /// Wine tells of no processes here.
     #[test]
-    fn sockets_of_this_process_are_those_of_a_proxy_that_it_is() {
+    fn on_windows_sockets_of_this_process_are_those_of_a_proxy_that_it_is() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut proxy = LocalProxy::find(listener.local_addr().unwrap()).unwrap().unwrap();
         assert_eq!(proxy.pids().collect::<Vec<_>>(), [std::process::id()]);

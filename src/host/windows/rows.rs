@@ -508,7 +508,7 @@ mod tests {
 
     /// The offsets are those of the structs as the system's headers have them, and what is left open is what the system itself would put there.
     #[cfg(windows)]
-    mod on_windows {
+    mod system {
         use super::*;
         use core::mem::offset_of;
         use windows_sys::Win32::NetworkManagement::IpHelper::{
@@ -551,15 +551,19 @@ mod tests {
         }
 
         #[test]
-        fn what_is_left_open_is_as_the_system_initialises_it() {
+        fn on_windows_what_a_route_leaves_open_is_as_the_system_initialises_it() {
             let mut row = RouteRow::zeroed();
             // SAFETY: the pointer is to as many octets as the struct has, aligned for it.
             unsafe { InitializeIpForwardEntry(row.as_mut_ptr()) };
             let own = route_row(LUID, &net("0.0.0.0/1"), None, 0);
             assert_eq!(row.octets()[route::VALID..route::METRIC], own.octets()[route::VALID..route::METRIC]);
             assert_eq!(row.octets()[route::FLAGS..], own.octets()[route::FLAGS..]);
+        }
+
+        #[test]
+        fn on_windows_what_an_address_leaves_open_is_as_the_system_initialises_it() {
             let mut row = AddressRow::zeroed();
-            // SAFETY: as above.
+            // SAFETY: the pointer is to as many octets as the struct has, aligned for it.
             unsafe { InitializeUnicastIpAddressEntry(row.as_mut_ptr()) };
             let own = address_row(LUID, &net("198.18.0.1/16"));
             let open = address::PREFIX_ORIGIN..address::PREFIX;
