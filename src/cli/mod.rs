@@ -114,7 +114,10 @@ where
         Err(Refusal::Error(error)) => return Err(error),
     };
     let quiet = matches!(cli.command, Some(Command::Exec(_) | Command::Demo));
-    logging::start(&cli.log, quiet);
+    // A service has no standard error, and begins a log of its own.
+    if !matches!(&cli.command, Some(command) if command.is_for_the_system()) {
+        logging::start(&cli.log, quiet);
+    }
     warnings.iter().for_each(|warning| log::warn!("{warning}"));
     perform(cli)
 }

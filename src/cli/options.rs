@@ -88,6 +88,20 @@ pub enum Command {
     Man,
 }
 
+impl Command {
+    /// Whether it is what the system starts, and no person.
+    #[cfg(windows)]
+    pub(super) fn is_for_the_system(&self) -> bool {
+        matches!(self, Command::Service(ServiceCommand::Run { .. }))
+    }
+
+    /// Whether it is what the system starts, and no person: there is no such command here.
+    #[cfg(not(windows))]
+    pub(super) fn is_for_the_system(&self) -> bool {
+        false
+    }
+}
+
 /// What is done with the service.
 #[cfg(windows)]
 #[derive(Subcommand, Debug)]
