@@ -19,10 +19,10 @@ use windows_sys::Win32::Security::Authorization::{
     SE_FILE_OBJECT, SetNamedSecurityInfoW,
 };
 use windows_sys::Win32::Security::{
-    ACL, DACL_SECURITY_INFORMATION, EqualSid, GetSecurityDescriptorDacl, GetTokenInformation, IsWellKnownSid,
+    ACL, DACL_SECURITY_INFORMATION, GetSecurityDescriptorDacl, GetTokenInformation, IsWellKnownSid,
     OWNER_SECURITY_INFORMATION, PROTECTED_DACL_SECURITY_INFORMATION, PSECURITY_DESCRIPTOR, PSID,
-    SECURITY_ATTRIBUTES, TOKEN_ELEVATION, TOKEN_INFORMATION_CLASS, TOKEN_OWNER, TOKEN_QUERY, TokenElevation,
-    TokenOwner, WinBuiltinAdministratorsSid, WinLocalSystemSid,
+    SECURITY_ATTRIBUTES, TOKEN_ELEVATION, TOKEN_QUERY, TokenElevation, WinBuiltinAdministratorsSid,
+    WinLocalSystemSid,
 };
 use windows_sys::Win32::Storage::FileSystem::{
     CreateDirectoryW, DELETE, FILE_FLAG_DELETE_ON_CLOSE, FILE_SHARE_DELETE, FILE_SHARE_READ,
@@ -91,8 +91,8 @@ impl Drop for Descriptor {
     }
 }
 
-/// What the token of this process says of `what`, in octets of a struct of that kind.
-fn of_own_token(what: TOKEN_INFORMATION_CLASS) -> io::Result<Vec<u64>> {
+/// Whether this process has the rights of an administrator: has been elevated, as the system calls it.
+fn is_elevated() -> io::Result<bool> {
     let mut token = core::ptr::null_mut();
     // SAFETY: the process's own handle needs no closing, and there is a handle to write to.
     if unsafe { OpenProcessToken(GetCurrentProcess(), TOKEN_QUERY, &raw mut token) } == 0 {
@@ -100,21 +100,13 @@ fn of_own_token(what: TOKEN_INFORMATION_CLASS) -> io::Result<Vec<u64>> {
     }
     // SAFETY: the handle was just made, and nobody else has it.
     let token = unsafe { OwnedHandle::from_raw_handle(token) };
-    // Room for a struct and for the longest identifier that it leads to.
-    let (mut octets, mut size) = (vec![0_u64; 64], 0);
-    let room = u32::try_from(octets.len() * 8).map_err(io::Error::other)?;
+    let (mut elevation, mut size) = (TOKEN_ELEVATION::default(), 0);
+    let room = u32::try_from(size_of::<TOKEN_ELEVATION>()).map_err(io::Error::other)?;
+    let answer = (&raw mut elevation).cast();
     // SAFETY: an open token, and as many octets to write to as the size says.
-    let asked = unsafe {
-        GetTokenInformation(token.as_raw_handle(), what, octets.as_mut_ptr().cast(), room, &raw mut size)
-    };
-    if asked == 0 { Err(io::Error::last_os_error()) } else { Ok(octets) }
-}
-
-/// Whether this process has the rights of an administrator: has been elevated, as the system calls it.
-fn is_elevated() -> io::Result<bool> {
-    let answer = of_own_token(TokenElevation)?;
-    // SAFETY: the octets are those of such a struct, and aligned for it.
-    Ok(unsafe { answer.as_ptr().cast::<TOKEN_ELEVATION>().read() }.TokenIsElevated != 0)
+    let asked =
+        unsafe { GetTokenInformation(token.as_raw_handle(), TokenElevation, answer, room, &raw mut size) };
+    if asked == 0 { Err(io::Error::last_os_error()) } else { Ok(elevation.TokenIsElevated != 0) }
 }
 
 /// Makes sure that there is a directory that only administrators and the system can write to.
@@ -152,7 +144,7 @@ pub(super) fn create_private(path: &Path) -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code.cast_signed())) }
 }
 
-/// Whether the file belongs to administrators or to the system, or to whom what this process makes belongs: administrators, since it is one's.
+/// Whether the file belongs to administrators or to the system.
 fn is_of_administrators(name: &[u16]) -> io::Result<bool> {
     let (mut owner, mut descriptor): (PSID, PSECURITY_DESCRIPTOR) =
         (core::ptr::null_mut(), core::ptr::null_mut());
@@ -176,10 +168,7 @@ fn is_of_administrators(name: &[u16]) -> io::Result<bool> {
     let _held = Descriptor(descriptor);
     // SAFETY: the owner lies in the descriptor, which is held.
     let is = |known| unsafe { IsWellKnownSid(owner, known) } != 0;
-    let own = of_own_token(TokenOwner)?;
-    // SAFETY: the octets are those of such a struct, and aligned for it; the owner that it leads to lies in them.
-    let own = unsafe { EqualSid(own.as_ptr().cast::<TOKEN_OWNER>().read().Owner, owner) } != 0;
-    Ok(is(WinBuiltinAdministratorsSid) || is(WinLocalSystemSid) || own)
+    Ok(is(WinBuiltinAdministratorsSid) || is(WinLocalSystemSid))
 }
 
 /// How a file is opened: what it inherits from the directory keeps others out.
@@ -215,4 +204,35 @@ pub(super) fn try_lock(path: &Path) -> io::Result<Attempt> {
 /// Nothing: the names in a directory are as durable as its files' contents, which are synced.
 pub(super) fn sync_parent(_path: &Path) -> io::Result<()> {
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_lock_is_had_by_one_who_can_be_read_and_goes_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ztun0.lock");
+        let Attempt::Taken(mut first) = try_lock(&path).unwrap() else { panic!("nobody had it") };
+        first.write_all(b"12 34\n").unwrap();
+        let held = try_lock(&path).unwrap();
+        assert!(matches!(&held, Attempt::Held(text) if text == "12 34\n"), "{held:?}");
+        drop(first);
+        assert!(!path.exists());
+        assert!(matches!(try_lock(&path).unwrap(), Attempt::Taken(_)));
+        let nowhere = try_lock(&dir.path().join("none").join("x.lock")).unwrap();
+        assert!(matches!(nowhere, Attempt::Vanished), "{nowhere:?}");
+    }
+
+    /// Under wine files belong to the user.
+    #[test]
+    fn on_windows_a_directory_of_administrators_is_made_and_taken_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("own");
+        create_private(&own).unwrap();
+        create_private(&own).unwrap();
+        assert!(is_of_administrators(&wide(&own)).unwrap());
+    }
 }

@@ -35,8 +35,9 @@ mod tests {
     use super::super::lock::Lock;
     use super::*;
 
+    /// Under wine directories belong to no administrators.
     #[test]
-    fn a_run_is_found_by_the_lock_of_its_device() {
+    fn on_windows_a_run_is_found_by_the_lock_of_its_device() {
         let dir = tempfile::tempdir().unwrap();
         let run = RunDir::at(dir.path().join("run"));
         let _locks = [
