@@ -202,14 +202,14 @@ wintun() {
 
 # What only the system itself can say, on machines that have it.
 system() {
-    local test built=${CARGO_TARGET_DIR:-target}/debug
+    local tests built=${CARGO_TARGET_DIR:-target}/debug
     case "$(uname -s)" in
-        Darwin) test=macos; run_as_root ;;
+        Darwin) tests=(--test macos); run_as_root ;;
         # Beside the program, and beside its tests.
-        MINGW* | MSYS*) test=windows; wintun "$built"; wintun "$built/deps" ;;
+        MINGW* | MSYS*) tests=(--test windows --test windows_host); wintun "$built"; wintun "$built/deps" ;;
         *) say "this is for macOS and Windows: ./build-all.sh test does it on Linux"; return 1 ;;
     esac
-    cargo test --locked --no-fail-fast --lib --test "$test" -- --test-threads=1
+    cargo test --locked --no-fail-fast --lib "${tests[@]}" -- --test-threads=1
 }
 
 case "${1:-}" in
