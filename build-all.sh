@@ -12,9 +12,6 @@ readonly PROGRAMS=(
 # What `bench` needs besides: hev-socks5-tunnel is built from C.
 readonly BENCH_PROGRAMS=(pasta:passt make:make cc:gcc)
 readonly CARGO_DENY=0.20
-# Wintun's one archive of signed libraries, from those who make it.
-readonly WINTUN=https://www.wintun.net/builds/wintun-0.14.1.zip
-readonly WINTUN_SUM=07c256185d6ee3652e09fa55c0b673e2624b565e02c4b9091c79ca7d2f24ef51
 readonly ZTUN_ROOT=$PWD
 # shellcheck source=packaging/cross.sh
 source packaging/cross.sh
@@ -189,24 +186,13 @@ portable() {
     cargo test --quiet --locked --lib --no-default-features
 }
 
-# wintun DIRECTORY: puts wintun.dll there, where a program in that directory finds it.
-wintun() {
-    local archive
-    mkdir -p "$1"
-    archive=$(mktemp)
-    curl --fail --silent --show-error --location --output "$archive" "$WINTUN"
-    sha256sum --check --quiet <<<"$WINTUN_SUM  $archive"
-    unzip -q -o -j "$archive" wintun/bin/amd64/wintun.dll -d "$1"
-    rm "$archive"
-}
-
 # What only the system itself can say, on machines that have it.
 system() {
     local tests built=${CARGO_TARGET_DIR:-target}/debug
     case "$(uname -s)" in
         Darwin) tests=(--test macos); run_as_root ;;
         # Beside the program, and beside its tests.
-        MINGW* | MSYS*) tests=(--test windows --test windows_host); wintun "$built"; wintun "$built/deps" ;;
+        MINGW* | MSYS*) tests=(--test windows --test windows_host); packaging/wintun.sh "$built"; packaging/wintun.sh "$built/deps" ;;
         *) say "this is for macOS and Windows: ./build-all.sh test does it on Linux"; return 1 ;;
     esac
     cargo test --locked --no-fail-fast --lib "${tests[@]}" -- --test-threads=1

@@ -214,6 +214,9 @@ cross_check() {
         say "lints for $target"
         case "$target" in
             x86_64-*-linux-* | x86_64-apple-*) cross_cargo "$target" clippy --quiet --lib --bins --features ffi -- -D warnings ;;
+            # The tests that only such a system can run.
+            *-apple-*) cross_cargo "$target" clippy --quiet --lib --bins --test macos -- -D warnings ;;
+            *-windows-*) cross_cargo "$target" clippy --quiet --lib --bins --test windows --test windows_host -- -D warnings ;;
             *) cross_cargo "$target" clippy --quiet --lib --bins -- -D warnings ;;
         esac
     done

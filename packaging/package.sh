@@ -54,6 +54,7 @@ archive() {
         *-windows)
             "$native" completions powershell >"$folder/share/ztun.ps1"
             cp "$2" "$folder/ztun.exe"
+            "$here/wintun.sh" "$folder"
             zip "$folder" "$directory/$name.zip"
             return
             ;;

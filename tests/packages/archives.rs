@@ -72,7 +72,15 @@ fn each_target_gets_its_archive_and_the_sums_are_theirs() {
     };
     assert_eq!(
         inside("x86_64-windows", "zip"),
-        ["LICENSE", "README.md", "share/ztun.ps1", "share/ztun.toml", "ztun.exe"]
+        [
+            "LICENSE",
+            "LICENSE-wintun.txt",
+            "README.md",
+            "share/ztun.ps1",
+            "share/ztun.toml",
+            "wintun.dll",
+            "ztun.exe"
+        ]
     );
     let everywhere = ["LICENSE", "README.md", "share/_ztun", "share/ztun.1", "share/ztun.bash"];
     let with = |more: &[&str]| {
