@@ -10,6 +10,7 @@
 //!
 //! The layout is the same on x86_64 and aarch64: `struct rt_msghdr` 92 octets, `if_msghdr` 112, `ifa_msghdr` 20, all little-endian.
 
+mod answer;
 #[cfg(target_os = "macos")]
 pub(crate) mod system;
 

@@ -180,7 +180,7 @@ impl Monitor for SystemMonitor {
         let Ok(scope) = scope else { return Ok(None) };
         let question_of = Request::Get { to: question.to, scope };
         match system::ask(&mut self.questions, question_of, self.sequence) {
-            Ok(answer) => Ok(answer.and_then(|answer| path_of(&answer, question))),
+            Ok(answer) => Ok(path_of(&answer, question)),
             Err(error) => match error.raw_os_error() {
                 // Without a route, or by an interface that is not there.
                 Some(libc::ESRCH | libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENETDOWN | libc::ENXIO) => {

@@ -1,12 +1,60 @@
 //! The routing socket itself, and the dumps that sysctl(3) makes of what it tells of: for those who change routes and those who watch them.
 
-use super::{Kind, Message, Request, RouteMessage, encode, messages};
+pub(crate) use super::answer::LONGEST;
+use super::{Request, RouteMessage, answer, encode};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
+use std::mem::{offset_of, size_of};
 use std::os::fd::{FromRawFd, OwnedFd};
 
-/// More than any message of the routing socket.
-pub(crate) const LONGEST: usize = 2_048;
+/// Room for what is told until it is read, octets. The kernel's own measure, 8192, holds some thirty messages, fewer than a run has routes, and what
+/// comes when there is no room is lost without a word.
+const ROOM: libc::c_int = 256 << 10;
+
+// What the messages are built and read with, against the headers.
+const _: () = {
+    use libc::{if_msghdr, ifa_msghdr, rt_metrics, rt_msghdr, sockaddr_dl, sockaddr_in, sockaddr_in6};
+    assert!(super::VERSION as libc::c_int == libc::RTM_VERSION);
+    assert!(super::RTM_NEWADDR as libc::c_int == libc::RTM_NEWADDR);
+    assert!(super::RTM_DELADDR as libc::c_int == libc::RTM_DELADDR);
+    assert!(super::RTM_IFINFO as libc::c_int == libc::RTM_IFINFO);
+    assert!(super::MOST_ADDRESSES as libc::c_int == libc::RTAX_MAX);
+    assert!(super::RTV_HOPCOUNT as libc::c_int == libc::RTV_HOPCOUNT);
+
+    assert!(super::RTF_UP as libc::c_int == libc::RTF_UP);
+    assert!(super::RTF_GATEWAY as libc::c_int == libc::RTF_GATEWAY);
+    assert!(super::RTF_HOST as libc::c_int == libc::RTF_HOST);
+    assert!(super::RTF_REJECT as libc::c_int == libc::RTF_REJECT);
+    assert!(super::RTF_LLINFO as libc::c_int == libc::RTF_LLINFO);
+    assert!(super::RTF_STATIC as libc::c_int == libc::RTF_STATIC);
+    assert!(super::RTF_BLACKHOLE as libc::c_int == libc::RTF_BLACKHOLE);
+    assert!(super::RTF_PROTO1 as libc::c_int == libc::RTF_PROTO1);
+    assert!(super::RTF_WASCLONED as libc::c_int == libc::RTF_WASCLONED);
+    assert!(super::RTF_LOCAL as libc::c_int == libc::RTF_LOCAL);
+    assert!(super::RTF_IFSCOPE as libc::c_int == libc::RTF_IFSCOPE);
+    assert!(super::IFF_UP as libc::c_int == libc::IFF_UP);
+    assert!(super::IFF_RUNNING as libc::c_int == libc::IFF_RUNNING);
+
+    assert!(super::AF_INET as libc::c_int == libc::AF_INET);
+    assert!(super::AF_INET6 as libc::c_int == libc::AF_INET6);
+    assert!(super::AF_LINK as libc::c_int == libc::AF_LINK);
+    assert!(super::SOCKADDR_IN == size_of::<sockaddr_in>() && offset_of!(sockaddr_in, sin_addr) == 4);
+    assert!(super::SOCKADDR_IN6 == size_of::<sockaddr_in6>() && offset_of!(sockaddr_in6, sin6_addr) == 8);
+    assert!(super::SOCKADDR_DL == size_of::<sockaddr_dl>() && offset_of!(sockaddr_dl, sdl_index) == 2);
+    assert!(offset_of!(sockaddr_dl, sdl_nlen) == 5 && offset_of!(sockaddr_dl, sdl_data) == 8);
+
+    assert!(super::RT_MSGHDR == size_of::<rt_msghdr>());
+    assert!(offset_of!(rt_msghdr, rtm_version) == 2 && offset_of!(rt_msghdr, rtm_type) == 3);
+    assert!(offset_of!(rt_msghdr, rtm_index) == 4 && offset_of!(rt_msghdr, rtm_flags) == 8);
+    assert!(offset_of!(rt_msghdr, rtm_addrs) == 12 && offset_of!(rt_msghdr, rtm_pid) == 16);
+    assert!(offset_of!(rt_msghdr, rtm_seq) == 20 && offset_of!(rt_msghdr, rtm_errno) == 24);
+    assert!(super::INITS == offset_of!(rt_msghdr, rtm_inits));
+    assert!(super::HOPCOUNT == offset_of!(rt_msghdr, rtm_rmx) + offset_of!(rt_metrics, rmx_hopcount));
+    assert!(super::IF_MSGHDR == size_of::<if_msghdr>() && offset_of!(if_msghdr, ifm_addrs) == 4);
+    assert!(offset_of!(if_msghdr, ifm_flags) == 8 && offset_of!(if_msghdr, ifm_index) == 12);
+    assert!(super::IFA_MSGHDR == size_of::<ifa_msghdr>() && offset_of!(ifa_msghdr, ifam_addrs) == 4);
+    assert!(offset_of!(ifa_msghdr, ifam_index) == 12);
+};
 
 /// All interfaces with their addresses, and all routes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,7 +77,22 @@ pub(crate) fn open() -> io::Result<File> {
         libc::fcntl(raw, libc::F_SETFL, libc::O_NONBLOCK) >= 0
             && libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC) >= 0
     };
-    if done { Ok(fd.into()) } else { Err(io::Error::last_os_error()) }
+    if !done {
+        return Err(io::Error::last_os_error());
+    }
+    let room = ROOM;
+    // Where there is to be no more room, what there is has to do.
+    // SAFETY: the option is one `int`, which lives through the call.
+    let _refused = unsafe {
+        libc::setsockopt(
+            raw,
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUF,
+            (&raw const room).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    Ok(fd.into())
 }
 
 /// Makes a request that changes the table. The kernel has done it, or refused it, when this returns.
@@ -37,27 +100,9 @@ pub(crate) fn change(socket: &mut File, request: Request<'_>) -> io::Result<()> 
     socket.write_all(&encode(request, 0))
 }
 
-/// Asks a question, with a number that no earlier one had; `None`: the kernel has no answer.
-pub(crate) fn ask(socket: &mut File, question: Request<'_>, seq: i32) -> io::Result<Option<RouteMessage>> {
-    socket.write_all(&encode(question, seq))?;
-    let own = std::process::id().cast_signed();
-    let mut buffer = [0; LONGEST];
-    // The kernel has answered before the write returns; in between stands what others were told.
-    loop {
-        let len = match socket.read(&mut buffer) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            read => read?,
-        };
-        let answer = messages(buffer.get(..len).unwrap_or_default()).find_map(|message| match message {
-            Message::Route(route) if route.kind == Kind::Got && route.pid == own && route.seq == seq => {
-                Some(route)
-            }
-            Message::Route(_) | Message::Interface(_) | Message::Address { .. } | Message::Other => None,
-        });
-        if answer.is_some() {
-            return Ok(answer);
-        }
-    }
+/// Asks a question, with a number that no earlier one had ([`answer::ask`]).
+pub(crate) fn ask(socket: &mut File, question: Request<'_>, seq: i32) -> io::Result<RouteMessage> {
+    answer::ask(socket, std::process::id().cast_signed(), question, seq)
 }
 
 /// A table, as messages one behind the other (sysctl(3), PF_ROUTE).
