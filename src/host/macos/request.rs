@@ -27,6 +27,36 @@ const UP: u16 = 0x1;
 const IN: u32 = 0x8000_0000;
 const IN_OUT: u32 = 0xc000_0000;
 
+// The structures against the headers.
+#[cfg(target_os = "macos")]
+const _: () = {
+    use core::mem::offset_of;
+    use libc::{c_char, c_int, in6_addrlifetime, sockaddr_in6};
+    /// `struct in6_aliasreq`, which libc does not have.
+    #[repr(C)]
+    #[allow(dead_code, reason = "it is measured only")]
+    struct In6AliasReq {
+        name: [c_char; libc::IFNAMSIZ],
+        ends: [sockaddr_in6; 2],
+        mask: sockaddr_in6,
+        flags: c_int,
+        lifetime: in6_addrlifetime,
+    }
+    assert!(NAME == libc::IFNAMSIZ && NAME == offset_of!(libc::ifreq, ifr_ifru));
+    assert!(IFREQ == size_of::<libc::ifreq>() && IFALIASREQ == size_of::<libc::ifaliasreq>());
+    assert!(offset_of!(libc::ifaliasreq, ifra_broadaddr) == NAME + SOCKADDR_IN);
+    assert!(offset_of!(libc::ifaliasreq, ifra_mask) == NAME + 2 * SOCKADDR_IN);
+    assert!(IN6_IFREQ == size_of::<libc::in6_ifreq>() && NAME == offset_of!(libc::in6_ifreq, ifr_ifru));
+    assert!(IN6_ALIASREQ == size_of::<In6AliasReq>());
+    assert!(offset_of!(In6AliasReq, mask) == NAME + 2 * SOCKADDR_IN6);
+    assert!(offset_of!(In6AliasReq, flags) == NAME + 3 * SOCKADDR_IN6);
+    let lifetime = offset_of!(In6AliasReq, lifetime) + offset_of!(in6_addrlifetime, ia6t_vltime);
+    assert!(lifetime == NAME + 3 * SOCKADDR_IN6 + 4 + 16);
+    assert!(offset_of!(in6_addrlifetime, ia6t_pltime) == offset_of!(in6_addrlifetime, ia6t_vltime) + 4);
+    assert!(number(IN_OUT, IFREQ, 33) == libc::SIOCGIFADDR);
+    assert!(UP as c_int == libc::IFF_UP);
+};
+
 /// A number of `sys/ioccom.h` in the group of interfaces.
 const fn number(direction: u32, length: usize, number: u8) -> u64 {
     // A structure is some hundred octets long.

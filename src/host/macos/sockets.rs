@@ -43,6 +43,19 @@ const ZOMBIE: u32 = 5;
 const START_SECONDS: usize = 120;
 const START_MICROSECONDS: usize = 128;
 
+// What libc has of them; `socket_fdinfo` it has not.
+#[cfg(target_os = "macos")]
+const _: () = {
+    use core::mem::offset_of;
+    use libc::{proc_bsdinfo, proc_fdinfo};
+    assert!(FD == size_of::<proc_fdinfo>() && offset_of!(proc_fdinfo, proc_fdtype) == 4);
+    assert!(TYPE_SOCKET as libc::c_int == libc::PROX_FDTYPE_SOCKET);
+    assert!(PROCESS == size_of::<proc_bsdinfo>() && PARENT == offset_of!(proc_bsdinfo, pbi_ppid));
+    assert!(STATUS == offset_of!(proc_bsdinfo, pbi_status) && ZOMBIE == libc::SZOMB);
+    assert!(START_SECONDS == offset_of!(proc_bsdinfo, pbi_start_tvsec));
+    assert!(START_MICROSECONDS == offset_of!(proc_bsdinfo, pbi_start_tvusec));
+};
+
 /// A socket of TCP or UDP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Socket {
