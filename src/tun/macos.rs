@@ -123,6 +123,8 @@ impl Device for Tun {
         loop {
             let mut header = [0; utun::HEADER];
             match self.file.read_vectored(&mut [IoSliceMut::new(&mut header), IoSliceMut::new(buffer)]) {
+                // There is always a header: the interface is gone.
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => {
                     let len = read.saturating_sub(utun::HEADER);
                     let packet = buffer.get(..len).unwrap_or_default();
@@ -186,5 +188,35 @@ impl AsFd for Tun {
 impl From<Tun> for OwnedFd {
     fn from(tun: Tun) -> OwnedFd {
         tun.file.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram;
+    use std::os::unix::net::UnixStream;
+
+    fn device(fd: impl Into<OwnedFd>) -> Tun {
+        Tun { file: File::from(fd.into()), name: "utun122".into(), mtu: 1500 }
+    }
+
+    #[test]
+    fn a_device_whose_socket_has_ended_is_gone() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        assert_eq!(device(ours).recv(&mut [0; 64]).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn what_has_no_true_header_is_no_packet_and_does_not_end_the_device() {
+        let (ours, theirs) = UnixDatagram::pair().unwrap();
+        let mut device = device(ours);
+        for (datagram, len) in
+            [(&[0][..], 0), (&[0, 0, 0, 2], 0), (&[0, 0, 0, 2, 0x60], 0), (&[0, 0, 0, 2, 0x45, 7], 2)]
+        {
+            theirs.send(datagram).unwrap();
+            assert_eq!(device.recv(&mut [0; 64]).unwrap().len, len, "{datagram:?}");
+        }
     }
 }
