@@ -55,9 +55,14 @@ pub(super) fn classify(error: &io::Error) -> SocketError {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => SocketError::Refused,
         Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED) => SocketError::Reset,
-        // ENODEV: the interface that the socket is bound to has gone.
+        // ENODEV, and ENXIO on Darwin: there is no such interface as the socket is, or is to be, bound to.
         Some(
-            libc::ENETUNREACH | libc::ENETDOWN | libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT | libc::ENODEV,
+            libc::ENETUNREACH
+            | libc::ENETDOWN
+            | libc::EADDRNOTAVAIL
+            | libc::EAFNOSUPPORT
+            | libc::ENODEV
+            | libc::ENXIO,
         ) => SocketError::Network,
         Some(libc::EHOSTUNREACH | libc::EHOSTDOWN) => SocketError::Host,
         Some(libc::ETIMEDOUT) => SocketError::TimedOut,
@@ -79,6 +84,7 @@ mod tests {
         assert_eq!(of(libc::ECONNREFUSED), SocketError::Refused);
         assert_eq!(of(libc::EMFILE), SocketError::Exhausted);
         assert_eq!(of(libc::EHOSTUNREACH), SocketError::Host);
+        assert_eq!(of(libc::ENXIO), SocketError::Network, "bound to no interface, on Darwin");
         assert_eq!(classify(&io::Error::other("else")), SocketError::Other);
     }
 }
