@@ -34,7 +34,7 @@ pub struct Tun {
 }
 
 impl Tun {
-    /// Creates an interface, which is named utun and a number. It has no address and is down, and `mtu` is what
+    /// Creates an interface, which is named utun and a number. It is up, without an address, and `mtu` is what
     /// `host` is going to set. `wanted` is nothing here.
     pub fn open(name: &str, mtu: u16, _wanted: OffloadLevel) -> Result<Tun, OpenError> {
         let fail = |source| open_error(name, source);

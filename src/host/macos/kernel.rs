@@ -110,7 +110,8 @@ impl Kernel {
     /// The machine and the device, which need not exist (`--dry-run`): then it is taken to be like one just made.
     pub(super) fn snapshot(&mut self, device: &str) -> io::Result<Have> {
         let index = find(device)?.and_then(|index| u16::try_from(index).ok());
-        let (mut mtu, mut up) = (1500, false);
+        // `utun_ctl_connect` of XNU makes it so.
+        let (mut mtu, mut up) = (1500, true);
         if index.is_some() {
             mtu = request::value(&self.ask(request::get_mtu(device))?);
             up = request::is_up(&self.ask(request::get_flags(device))?);

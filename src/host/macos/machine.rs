@@ -2,6 +2,7 @@
 
 use super::change::Change;
 use super::kernel::{self, Kernel};
+use super::names::Names;
 use super::plan::{self, Have};
 use super::scutil;
 use crate::host::Outcome;
@@ -60,7 +61,12 @@ impl Host for Machine {
     }
 
     fn leftovers(&mut self) -> io::Result<Vec<Change>> {
-        let mut found: Vec<Change> = scutil::leftovers()?.into_iter().map(Change::DnsRestore).collect();
+        // Where scutil does not answer there may be some: whoever takes them away finds out. Routes follow the network, and are deleted, all the same.
+        let names = scutil::leftovers().unwrap_or_else(|error| {
+            log::debug!("the name servers of an earlier run are not told: {error}");
+            Some(Names { servers: Vec::new() })
+        });
+        let mut found: Vec<Change> = names.into_iter().map(Change::DnsRestore).collect();
         found.extend(self.kernel.leftovers()?.into_iter().map(Change::RouteDelete));
         Ok(found)
     }

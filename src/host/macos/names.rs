@@ -27,7 +27,7 @@ const ORDER: u32 = 1;
 /// Name servers for the machine, reached through the device.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Names {
-    /// The name servers; empty in what is found of a run that died, when that does not tell.
+    /// The name servers; empty in what is, or may be, left of a run that died, when nothing tells which they are.
     pub servers: Vec<IpAddr>,
 }
 
