@@ -24,6 +24,11 @@ mod control;
 const SYSPROTO_CONTROL: libc::c_int = 2;
 /// The option that tells an interface's name (net/if_utun.h). The headers for iOS leave it out.
 const UTUN_OPT_IFNAME: libc::c_int = 2;
+/// The option that says how many packets may wait to be read (net/if_utun.h; libc leaves it out).
+const UTUN_OPT_MAX_PENDING_PACKETS: libc::c_int = 16;
+/// As many as that are to wait at most, and octets of them: half of what the kernel has room for (`ctl_recvsize` in `if_utun.c`).
+const MOST_PENDING: u32 = 128;
+const MOST_PENDING_OCTETS: u32 = 256 << 10;
 
 /// A utun device.
 #[derive(Debug)]
@@ -60,6 +65,9 @@ impl Tun {
     fn of(fd: OwnedFd, mtu: u16) -> io::Result<Tun> {
         let name = interface_name(&fd)?;
         descriptor::set_flags(fd.as_raw_fd())?;
+        if let Err(error) = let_wait(&fd, pending(mtu)) {
+            log::debug!("one packet waits at {name} at a time: {error}");
+        }
         Ok(Tun { file: File::from(fd), name, mtu })
     }
 }
@@ -84,6 +92,27 @@ fn interface_name(fd: &OwnedFd) -> io::Result<String> {
     let name = name.get(..len as usize).unwrap_or_default();
     let end = name.iter().position(|octet| *octet == 0).unwrap_or(name.len());
     Ok(String::from_utf8_lossy(&name[..end]).into_owned())
+}
+
+/// How many packets of this length are to wait.
+fn pending(mtu: u16) -> u32 {
+    (MOST_PENDING_OCTETS / (u32::from(mtu) + utun::HEADER as u32)).clamp(1, MOST_PENDING)
+}
+
+/// Has so many packets wait to be read. It is one otherwise, and the next comes when that has been read: each read would find one, and each burst
+/// would wait, and be lost, in front of the interface.
+fn let_wait(fd: &OwnedFd, packets: u32) -> io::Result<()> {
+    // SAFETY: the option is four octets, which live through the call.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            SYSPROTO_CONTROL,
+            UTUN_OPT_MAX_PENDING_PACKETS,
+            (&raw const packets).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Whether opening a device may succeed when it is tried again: its number is still taken by one that goes.
@@ -199,6 +228,11 @@ mod tests {
 
     fn device(fd: impl Into<OwnedFd>) -> Tun {
         Tun { file: File::from(fd.into()), name: "utun122".into(), mtu: 1500 }
+    }
+
+    #[test]
+    fn as_many_packets_wait_as_the_kernel_has_room_for() {
+        assert_eq!([0, 1280, 1500, 9000, u16::MAX].map(pending), [128, 128, 128, 29, 3]);
     }
 
     #[test]
