@@ -12,19 +12,49 @@ use crate::host::run::{Host, Snapshot};
 use crate::host::want::{Family, Want};
 use std::io;
 use windows_sys::Win32::Foundation::{ERROR_NOT_FOUND, ERROR_OBJECT_ALREADY_EXISTS};
+use windows_sys::Win32::System::Threading::Sleep;
 
 /// What a device has before it is set up, as far as a plan without one can tell.
 const NEW_DEVICE: Settings = Settings { mtu: 65_535, metric: None };
+
+/// How often, and how many milliseconds apart, a new device is looked at until it has all that it is going to have.
+const LOOKS: usize = 100;
+const LOOK_EVERY: u32 = 50;
 
 /// This machine.
 #[derive(Debug)]
 pub(in crate::host) struct Machine {
     wfp: Wfp,
+    /// The device that was waited for.
+    settled: Option<u64>,
 }
 
 impl Machine {
     pub(in crate::host) fn open() -> io::Result<Machine> {
-        Ok(Machine { wfp: Wfp::default() })
+        Ok(Machine { wfp: Wfp::default(), settled: None })
+    }
+
+    /// What the device has, once it has all that it is going to have: the system gives a new one its IPv4 and its IPv6 some time after it is there, and
+    /// what is planned before captures nothing of that family. A device may be without one for good, so each is waited for once.
+    fn have(&mut self, luid: Option<u64>) -> io::Result<Have> {
+        let mut have = have(luid)?;
+        if luid.is_none() || self.settled == luid {
+            return Ok(have);
+        }
+        for _ in 0..LOOKS {
+            if [Family::V4, Family::V6].iter().all(|family| plan::is_settled(&have, *family)) {
+                break;
+            }
+            // SAFETY: a number only.
+            unsafe { Sleep(LOOK_EVERY) };
+            have = self::have(luid)?;
+        }
+        if !plan::is_settled(&have, Family::V4) {
+            let text = "Windows does not give the device IPv4";
+            return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        self.settled = luid;
+        Ok(have)
     }
 }
 
@@ -140,7 +170,7 @@ impl Host for Machine {
     fn snapshot(&mut self, device: &str) -> io::Result<Snapshot<Have>> {
         let luid = helper::luid_of(device)?;
         let index = luid.map(helper::index_of).transpose()?;
-        Ok(Snapshot { index, have: have(luid)? })
+        Ok(Snapshot { index, have: self.have(luid)? })
     }
 
     /// Nothing of it has to be kept: what the device has is gone with it, and the rule stands beside what there was.

@@ -128,6 +128,15 @@ impl Have {
     }
 }
 
+/// Whether the device has this family, or the machine has no routes of it. Loopback has it also where it is turned off for everything else.
+pub(super) fn is_settled(have: &Have, family: Family) -> bool {
+    let leads_out = |route: &MachineRoute| {
+        let addr = route.destination.addr;
+        Family::of(&route.destination) == family && !addr.is_loopback() && !addr.is_multicast()
+    };
+    have.settings(family).is_some() || !have.machine.iter().any(leads_out)
+}
+
 /// Whether `net` lies in `outer`.
 fn covers(outer: &Cidr, net: &Cidr) -> bool {
     outer.prefix <= net.prefix && outer.contains(net.addr)
@@ -161,7 +170,7 @@ pub(super) fn plan(have: &Have, names: bool, want: &Want) -> Vec<Change> {
     if want.routes.is_empty() {
         return changes;
     }
-    changes.extend(refused(want).map(|kind| Change::GuardAdd(guard(have, want, kind))));
+    changes.extend(refused(have, want).map(|kind| Change::GuardAdd(guard(have, want, kind))));
     changes.extend(outside(have, want, &captured).into_iter().map(Change::OutsideAdd));
     let route = |destination| Change::RouteAdd(Route { device: device.clone(), destination });
     changes.extend(captured.into_iter().map(route));
@@ -220,10 +229,12 @@ fn outside(have: &Have, want: &Want, captured: &[Cidr]) -> Vec<Outside> {
 }
 
 /// What is refused from before the first packet is captured.
-fn refused(want: &Want) -> impl Iterator<Item = Kind> {
+fn refused(have: &Have, want: &Want) -> impl Iterator<Item = Kind> {
     let kill_switch = want.kill_switch.then_some(Kind::KillSwitch);
+    // A device can be without IPv6 on a machine that has it: what was to be captured would pass it by.
+    let not_captured = want.is_routed(Family::V6) && have.v6.is_none();
     // A kill switch refuses it as well.
-    let ipv6 = (want.is_refused(Family::V6) && !want.kill_switch).then_some(Kind::Ipv6);
+    let ipv6 = ((want.is_refused(Family::V6) || not_captured) && !want.kill_switch).then_some(Kind::Ipv6);
     kill_switch.into_iter().chain(ipv6)
 }
 
@@ -238,7 +249,7 @@ fn guard(have: &Have, want: &Want, kind: Kind) -> Guard {
             outside.extend(local_networks());
         }
         Kind::Ipv6 => {
-            inside = vec![whole_v6];
+            inside = if want.is_refused(Family::V6) { vec![whole_v6] } else { want.destinations(Family::V6) };
             outside.extend(local_networks());
             outside.retain(|net| Family::of(net) == Family::V6);
         }
@@ -395,6 +406,34 @@ address add fd7a:7a74:756e::1/64 dev ztun0
         let past_guards = text.lines().filter(|line| !line.starts_with("guard"));
         assert!(past_guards.clone().all(|line| !line.contains("::")), "{text}");
         assert!(past_guards.count() > 5, "{text}");
+    }
+
+    #[test]
+    fn a_device_is_waited_for_until_it_has_each_family_of_the_machine() {
+        let settled = |have: &Have| [Family::V4, Family::V6].map(|family| is_settled(have, family));
+        assert_eq!(settled(&have()), [true, true]);
+        assert_eq!(settled(&Have { v6: None, ..have() }), [true, false]);
+        assert_eq!(settled(&Have { v4: None, ..have() }), [false, true]);
+        let off =
+            vec![own("0.0.0.0/0", "192.168.1.1", 25), own("::1/128", "-", 331), own("ff00::/8", "-", 331)];
+        assert_eq!(settled(&Have { v6: None, machine: off, ..have() }), [true, true]);
+    }
+
+    #[test]
+    fn what_a_device_without_ipv6_cannot_capture_is_refused() {
+        let have = Have { v6: None, ..have() };
+        let guards = |want: Want| {
+            let plan = plan(&have, false, &want);
+            let guards = plan.into_iter().filter(|change| matches!(change, Change::GuardAdd(_)));
+            guards.map(|guard| guard.to_string()).collect::<Vec<_>>()
+        };
+        let whole = guards(want());
+        assert_eq!(whole.len(), 1, "{whole:?}");
+        assert!(whole[0].starts_with("guard add ipv6 luid 0x35000001000000 to ::/0 outside "), "{whole:?}");
+        let part = guards(Want { routes: nets(&["0.0.0.0/0", "2001:db8:5::/48"]), ..want() });
+        assert!(part[0].starts_with("guard add ipv6 luid 0x35000001000000 to 2001:db8:5::/48 "), "{part:?}");
+        let killed = guards(Want { kill_switch: true, ..want() });
+        assert!(killed.len() == 1 && killed[0].starts_with("guard add kill-switch "), "{killed:?}");
     }
 
     #[test]
