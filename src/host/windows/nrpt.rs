@@ -2,14 +2,17 @@
 //!
 //! The table is the keys below [`TABLE`]; a rule's key is called by any GUID, ours by one of its own ([`RULE`]), so it is found without a journal. The
 //! values are those that `Add-DnsClientNrptRule` writes. A rule for `.` is for all names, and with it the resolver asks the servers of the rule
-//! alone, instead of those of all interfaces at once.
+//! alone, instead of those of all interfaces at once. It is volatile, so that a machine that loses its power starts again with names.
 //!
 //! Where a group policy has a table of its own ([`GROUP_POLICY`]), Windows reads that and not this one. Then the guard for names is all there is.
 
 use super::octets::wide;
 use core::net::IpAddr;
 
-/// The key of our rule, below `HKEY_LOCAL_MACHINE`.
+/// The key of the table, below `HKEY_LOCAL_MACHINE`.
+pub(super) const TABLE: &str = r"SYSTEM\CurrentControlSet\Services\Dnscache\Parameters\DnsPolicyConfig";
+
+/// The key of our rule.
 pub(super) const RULE: &str = r"SYSTEM\CurrentControlSet\Services\Dnscache\Parameters\DnsPolicyConfig\{7a74756e-4e52-4f54-9d5c-2a1f6c040000}";
 
 /// The table that a group policy puts in the place of the machine's own.
@@ -92,6 +95,12 @@ mod tests {
 
     fn servers() -> Vec<IpAddr> {
         ["198.18.0.2", "fd7a::2"].map(|server| server.parse().unwrap()).into()
+    }
+
+    #[test]
+    fn the_rule_lies_in_the_table() {
+        let name = RULE.strip_prefix(TABLE).unwrap();
+        assert!(name.starts_with(r"\{") && name.ends_with('}') && name.len() == 39, "{name}");
     }
 
     #[test]

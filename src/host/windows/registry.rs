@@ -6,8 +6,8 @@ use super::octets::wide;
 use std::io;
 use windows_sys::Win32::Foundation::{ERROR_FILE_NOT_FOUND, ERROR_MORE_DATA};
 use windows_sys::Win32::System::Registry::{
-    HKEY, KEY_QUERY_VALUE, KEY_SET_VALUE, REG_OPTION_NON_VOLATILE, RRF_RT_ANY, RegCloseKey, RegCreateKeyExW,
-    RegDeleteTreeW, RegGetValueW, RegOpenKeyExW, RegSetValueExW,
+    HKEY, KEY_QUERY_VALUE, KEY_SET_VALUE, REG_OPTION_NON_VOLATILE, REG_OPTION_VOLATILE, RRF_RT_ANY,
+    RegCloseKey, RegCreateKeyExW, RegDeleteTreeW, RegGetValueW, RegOpenKeyExW, RegSetValueExW,
 };
 
 /// An open key.
@@ -23,8 +23,21 @@ impl Drop for Key {
     }
 }
 
+/// How long a key that is made stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Life {
+    /// Until it is deleted.
+    Kept,
+    /// Until the machine goes down. The key that it lies in has to be there, or is as short-lived.
+    Volatile,
+}
+
 /// Writes `values` to the key `path` below `root`, which is made when it is not there.
-pub(super) fn write(root: HKEY, path: &str, values: &[Value]) -> io::Result<()> {
+pub(super) fn write(root: HKEY, path: &str, life: Life, values: &[Value]) -> io::Result<()> {
+    let options = match life {
+        Life::Kept => REG_OPTION_NON_VOLATILE,
+        Life::Volatile => REG_OPTION_VOLATILE,
+    };
     let (path, mut key) = (wide(path), core::ptr::null_mut());
     let (null, access) = (core::ptr::null(), KEY_SET_VALUE);
     // SAFETY: a text that ends with 0, the nulls that the call allows, and a key to write to.
@@ -34,7 +47,7 @@ pub(super) fn write(root: HKEY, path: &str, values: &[Value]) -> io::Result<()> 
             path.as_ptr(),
             0,
             null,
-            REG_OPTION_NON_VOLATILE,
+            options,
             access,
             core::ptr::null(),
             &raw mut key,
@@ -119,7 +132,7 @@ mod tests {
         let path = format!(r"Software\ztun test {}", std::process::id());
         let servers = ["198.18.0.2", "fd7a::2"].map(|server| server.parse().unwrap());
         assert_eq!(read(HKEY_CURRENT_USER, &path, nrpt::SERVERS).unwrap(), None);
-        write(HKEY_CURRENT_USER, &path, &nrpt::rule(&servers)).unwrap();
+        write(HKEY_CURRENT_USER, &path, Life::Volatile, &nrpt::rule(&servers)).unwrap();
         let data = read(HKEY_CURRENT_USER, &path, nrpt::SERVERS).unwrap().unwrap();
         assert_eq!(nrpt::servers_in(&data), servers);
         let name = read(HKEY_CURRENT_USER, &path, "Name").unwrap().unwrap();
@@ -134,7 +147,7 @@ mod tests {
     fn a_long_value_is_read_whole() {
         let path = format!(r"Software\ztun test long {}", std::process::id());
         let value = Value { name: "long", kind: 3, data: vec![7; 5000] };
-        write(HKEY_CURRENT_USER, &path, core::slice::from_ref(&value)).unwrap();
+        write(HKEY_CURRENT_USER, &path, Life::Kept, core::slice::from_ref(&value)).unwrap();
         assert_eq!(read(HKEY_CURRENT_USER, &path, "long").unwrap(), Some(value.data));
         assert!(delete(HKEY_CURRENT_USER, &path).unwrap());
     }

@@ -3,7 +3,7 @@
 use super::helper::{check, guid_of};
 use super::nrpt;
 use super::octets::wide;
-use super::registry;
+use super::registry::{self, Life};
 use crate::host::Outcome;
 use core::ffi::{CStr, c_void};
 use core::net::IpAddr;
@@ -71,7 +71,9 @@ pub(super) fn set_servers(luid: u64, servers: &[IpAddr], on: bool) -> io::Result
 
 /// Has these asked for all names.
 pub(super) fn add_rule(servers: &[IpAddr]) -> io::Result<()> {
-    registry::write(HKEY_LOCAL_MACHINE, nrpt::RULE, &nrpt::rule(servers))?;
+    // What others write into the table has to stay.
+    registry::write(HKEY_LOCAL_MACHINE, nrpt::TABLE, Life::Kept, &[])?;
+    registry::write(HKEY_LOCAL_MACHINE, nrpt::RULE, Life::Volatile, &nrpt::rule(servers))?;
     if registry::is_there(HKEY_LOCAL_MACHINE, nrpt::GROUP_POLICY)? {
         log::warn!(
             "a group policy says who is asked for names, and Windows does not look at the rule of ztun beside it: names that it keeps from the tunnel are not found"
