@@ -20,6 +20,8 @@ use windows_sys::core::BOOL;
 /// Who is told, each under a number of its own.
 static TOLD: Mutex<Vec<(u64, Waker)>> = Mutex::new(Vec::new());
 static NEXT: AtomicU64 = AtomicU64::new(1);
+/// Whether the system has the handler. Written under the lock of [`TOLD`].
+static INSTALLED: AtomicBool = AtomicBool::new(false);
 
 fn told() -> MutexGuard<'static, Vec<(u64, Waker)>> {
     // The list is whole between any two of its calls.
@@ -96,11 +98,14 @@ impl Signals {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         {
             let mut told = told();
-            if told.is_empty() {
+            // For good: with nobody to be told it leaves the event to the system. To take it away could wait for ever for one that is running, which the
+            // system calls under the lock of its list.
+            if !INSTALLED.load(Ordering::Relaxed) {
                 // SAFETY: the handler is a function of the type that the call expects, and lives as long as the program.
                 if unsafe { SetConsoleCtrlHandler(Some(handler), 1) } == 0 {
                     return Err(io::Error::last_os_error());
                 }
+                INSTALLED.store(true, Ordering::Relaxed);
             }
             told.push((number, signals.waker()?));
         }
@@ -152,15 +157,7 @@ impl Signals {
 impl Drop for Signals {
     fn drop(&mut self) {
         let Some(number) = self.number else { return };
-        let mut told = told();
-        told.retain(|(other, _)| *other != number);
-        if told.is_empty() {
-            // SAFETY: the handler is the one that was given before.
-            let removed = unsafe { SetConsoleCtrlHandler(Some(handler), 0) };
-            if removed == 0 {
-                log::debug!("SetConsoleCtrlHandler: {}", io::Error::last_os_error());
-            }
-        }
+        told().retain(|(other, _)| *other != number);
     }
 }
 
