@@ -3,15 +3,18 @@
 use super::options::ServiceCommand;
 use super::{Error, build, logging, print, print_error, route, service};
 use crate::driver::Waiter;
+use crate::host;
 use crate::session::service as manager;
 use crate::time::Duration;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use windows_service::service::{
-    ServiceAccess, ServiceErrorControl, ServiceInfo, ServiceStartType, ServiceState, ServiceType,
+    ServiceAccess, ServiceAction, ServiceActionType, ServiceDependency, ServiceErrorControl,
+    ServiceFailureActions, ServiceFailureResetPeriod, ServiceInfo, ServiceStartType, ServiceState,
+    ServiceType,
 };
 use windows_service::service_manager::{ServiceManager, ServiceManagerAccess};
 
@@ -40,6 +43,7 @@ fn install(options: &[OsString]) -> Result<u8, Error> {
     let launch_arguments = service::launch(options, &here, build::Names::Resolved)?;
     let executable_path =
         std::env::current_exe().map_err(|error| failed("cannot tell where ztun.exe is", &error))?;
+    only_administrators_change(&executable_path)?;
     let log = log_file().map_err(|error| failed("cannot tell where ztun.exe is", &error))?;
     let info = ServiceInfo {
         name: NAME.into(),
@@ -49,7 +53,8 @@ fn install(options: &[OsString]) -> Result<u8, Error> {
         error_control: ServiceErrorControl::Normal,
         executable_path,
         launch_arguments,
-        dependencies: vec![],
+        // What routes and filters are asked of.
+        dependencies: ["Nsi", "BFE"].map(|name| ServiceDependency::Service(name.into())).into(),
         // The system itself: the driver wants administrators' rights.
         account_name: None,
         account_password: None,
@@ -58,6 +63,9 @@ fn install(options: &[OsString]) -> Result<u8, Error> {
     let installed = ServiceManager::local_computer(None::<&str>, access).and_then(|manager| {
         let service = manager.create_service(&info, ServiceAccess::CHANGE_CONFIG | ServiceAccess::START)?;
         service.set_description("Sends everything this machine does through a SOCKS5 proxy")?;
+        // A kill switch outlives a crash, and at the start of the machine the network may not be there yet.
+        service.update_failure_actions(again())?;
+        service.set_failure_actions_on_non_crash_failures(true)?;
         Ok(service)
     });
     let taken = "one that is there is taken away by `ztun service remove`";
@@ -66,6 +74,30 @@ fn install(options: &[OsString]) -> Result<u8, Error> {
     let started = service.start::<OsString>(&[]);
     started.map_err(|error| refused("the service is installed, but does not start", error, &remedy))?;
     print(|out| writeln!(out, "installed and started; its log is {}", log.display()))
+}
+
+/// What the manager does when the service ends otherwise than by being stopped: it starts it again, the last time over and over.
+fn again() -> ServiceFailureActions {
+    let after = |delay| ServiceAction { action_type: ServiceActionType::Restart, delay };
+    ServiceFailureActions {
+        reset_period: ServiceFailureResetPeriod::After(Duration::from_secs(3_600)),
+        reboot_msg: None,
+        command: None,
+        actions: Some([5, 15, 60].map(|seconds| after(Duration::from_secs(seconds))).into()),
+    }
+}
+
+/// Whoever can change the program is the system from the next start on.
+fn only_administrators_change(program: &Path) -> Result<(), Error> {
+    let open = host::program_is_open_to(program)
+        .map_err(|error| failed("cannot tell who can change ztun.exe", &error))?;
+    let Some((path, who)) = open else { return Ok(()) };
+    let what =
+        format!("{who} can change {}, and would be the system when the service starts", path.display());
+    Err(Error::usage(
+        &what,
+        r"install it from a directory that only administrators can write to, as C:\Program Files\ztun",
+    ))
 }
 
 fn remove() -> Result<u8, Error> {

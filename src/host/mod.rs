@@ -45,7 +45,7 @@ mod windows;
 #[cfg(windows)]
 use windows as system;
 #[cfg(windows)]
-pub use windows::{change, guard, plan, process, rows};
+pub use windows::{change, guard, plan, process, program_is_open_to, rows};
 
 #[cfg(not(any(target_os = "linux", target_os = "macos", windows)))]
 #[path = "process_plain.rs"]

@@ -11,6 +11,7 @@ mod octets;
 pub mod plan;
 pub mod rows;
 mod sockets;
+mod trust;
 
 #[cfg(windows)]
 mod existing;
@@ -22,6 +23,8 @@ mod machine;
 mod owner;
 #[cfg(windows)]
 pub mod process;
+#[cfg(windows)]
+mod protection;
 #[cfg(windows)]
 mod registry;
 #[cfg(windows)]
@@ -37,6 +40,8 @@ pub use change::Change;
 pub use existing::reset_existing;
 #[cfg(windows)]
 pub use owner::LocalProxy;
+#[cfg(windows)]
+pub use protection::program_is_open_to;
 #[cfg(windows)]
 pub use system::{find_interface, interface_index, stand_in_name};
 
