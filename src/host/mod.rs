@@ -68,7 +68,7 @@ mod reversible;
 mod want;
 
 pub use report::{DnsCheck, Outcome};
-pub use reversible::Reversible;
+pub use reversible::{Found, ParseError, Reversible};
 pub use system::{Change, LocalProxy, find_interface, interface_index, reset_existing, stand_in_name};
 pub use want::{Family, PROTOCOL, Want, stays_outside};
 

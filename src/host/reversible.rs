@@ -33,3 +33,31 @@ pub trait Reversible: Clone + PartialEq + fmt::Debug + fmt::Display + FromStr {
     /// What to try when the system refuses this with `error`, where there is something better to say than for any other change.
     fn remedy(&self, error: &io::Error) -> Option<&'static str>;
 }
+
+/// The machine and the device, as a plan finds them.
+pub trait Found<C>: Clone {
+    /// Whether what `change` makes is there; `shown` is what the machine shows of ours, as the undo of each.
+    fn shows(&self, change: &C, shown: &[C]) -> bool;
+
+    /// The machine as it would be without `changes`: what the plan that has made them started from.
+    #[must_use]
+    fn without(self, changes: &[C]) -> Self;
+}
+
+/// A line that is no change: torn, or written by another version.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ParseError(String);
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "'{}' describes no change", self.0)
+    }
+}
+
+impl core::error::Error for ParseError {}
+
+/// The change that a line describes, by what its `words` mean.
+pub(super) fn read<C>(line: &str, words: impl FnOnce(&[&str]) -> Option<C>) -> Result<C, ParseError> {
+    let split: Vec<&str> = line.split(' ').collect();
+    words(&split).ok_or_else(|| ParseError(line.into()))
+}

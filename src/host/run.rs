@@ -19,7 +19,7 @@
 
 use super::HostError;
 use super::report::{Outcome, Refreshed, Report, Step};
-use super::reversible::Reversible;
+use super::reversible::{Found, Reversible};
 use super::want::Want;
 use std::io;
 
@@ -51,7 +51,7 @@ pub(super) trait Host {
     type Change: Reversible;
 
     /// What a plan starts from.
-    type Have: Clone;
+    type Have: Found<Self::Change>;
 
     /// What there is of DNS before a run has changed it.
     type Names: Clone;
@@ -64,12 +64,6 @@ pub(super) trait Host {
 
     /// The changes that lead from `have` to `want`, in their order; the machine's DNS is left alone without `names`.
     fn plan(have: Self::Have, names: Option<Self::Names>, want: &Want) -> Vec<Self::Change>;
-
-    /// Whether what `change` makes is there; `shown` is what [`Host::leftovers`] gives.
-    fn is_present(change: &Self::Change, have: &Self::Have, shown: &[Self::Change]) -> bool;
-
-    /// The machine as it would be without `changes`: what the plan that has made them started from.
-    fn without(have: Self::Have, changes: &[Self::Change]) -> Self::Have;
 
     /// Makes one change. Deleting what is not there is no error, and neither is adding what is there and ours.
     fn apply(&mut self, change: &Self::Change) -> io::Result<Outcome>;
@@ -276,7 +270,7 @@ impl<H: Host, J: Journal<H::Change>> Run<H, J> {
     pub(super) fn verify(&mut self) -> io::Result<Vec<H::Change>> {
         let snapshot = self.host.snapshot(&self.want.device)?;
         let left = self.shown()?;
-        let missing = self.changes.iter().filter(|change| !H::is_present(change, &snapshot.have, &left));
+        let missing = self.changes.iter().filter(|change| !snapshot.have.shows(change, &left));
         Ok(missing.cloned().collect())
     }
 
@@ -326,11 +320,11 @@ impl<H: Host, J: Journal<H::Change>> Run<H, J> {
             self.index = index;
             self.write_journal()?;
         }
-        let desired = self.desired(H::without(snapshot.have.clone(), &self.changes));
+        let desired = self.desired(snapshot.have.clone().without(&self.changes));
         for change in &desired {
             if !self.changes.contains(change) {
                 self.make(change.clone())?;
-            } else if H::is_present(change, &snapshot.have, &shown) {
+            } else if snapshot.have.shows(change, &shown) {
                 continue;
             } else {
                 // Its undo is in the journal.

@@ -123,6 +123,11 @@ pub fn stays_outside(config: &HostPlanConfig, proxies: &[IpAddr], remote: IpAddr
     proxies.contains(&remote) || within(&config.bypass) || !within(&config.routes)
 }
 
+/// Whether all of `net` lies in `outer`.
+pub(super) fn covers(outer: &Cidr, net: &Cidr) -> bool {
+    outer.prefix <= net.prefix && outer.contains(net.addr)
+}
+
 /// The network with its host bits cleared, as systems want routes, and give them back.
 pub(super) fn network(net: &Cidr) -> Cidr {
     let prefix = u32::from(net.prefix);

@@ -55,14 +55,6 @@ impl Host for Machine {
         plan::plan(&Have { dns: names, ..have }, want)
     }
 
-    fn is_present(change: &Change, have: &Have, shown: &[Change]) -> bool {
-        have.shows(change, shown)
-    }
-
-    fn without(have: Have, changes: &[Change]) -> Have {
-        have.without(changes)
-    }
-
     fn apply(&mut self, change: &Change) -> io::Result<Outcome> {
         match change {
             Change::FilterAdd(filter) => self.nft()?.add(filter).map(|()| Outcome::Done),

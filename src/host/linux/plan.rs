@@ -42,8 +42,8 @@ use super::change::{
 };
 use super::dns::{self, Situation};
 use crate::config::Cidr;
-use crate::host::reversible::Reversible;
-use crate::host::want::{DEFAULT_V4, DEFAULT_V6, Family, Want, network};
+use crate::host::reversible::{Found, Reversible};
+use crate::host::want::{DEFAULT_V4, DEFAULT_V6, Family, Want, covers, network};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The first preference of the block.
@@ -92,9 +92,8 @@ pub struct Have {
     pub dns: Option<Situation>,
 }
 
-impl Have {
-    /// Whether what `change` makes is there; `shown` is what the machine shows of ours, as the undo of each.
-    pub fn shows(&self, change: &Change, shown: &[Change]) -> bool {
+impl Found<Change> for Have {
+    fn shows(&self, change: &Change, shown: &[Change]) -> bool {
         match change {
             Change::Ipv6On { .. } => self.ipv6 != Ipv6::OffOnDevice,
             Change::Ipv6Off { .. } => self.ipv6 != Ipv6::On,
@@ -116,9 +115,7 @@ impl Have {
         }
     }
 
-    /// The machine as it would be without `changes`: what the plan that has made them started from.
-    #[must_use]
-    pub fn without(mut self, changes: &[Change]) -> Have {
+    fn without(mut self, changes: &[Change]) -> Have {
         for change in changes {
             match change {
                 Change::Ipv6On { .. } if self.ipv6 == Ipv6::On => self.ipv6 = Ipv6::OffOnDevice,
@@ -228,7 +225,7 @@ fn routes(want: &Want, addresses: &[Cidr], family: Family) -> Vec<Route> {
     }
     let mut destinations = want.destinations(family);
     for net in addresses.iter().filter(|net| Family::of(net) == family).map(network) {
-        if !destinations.iter().any(|other| other.prefix <= net.prefix && other.contains(net.addr)) {
+        if !destinations.iter().any(|other| covers(other, &net)) {
             destinations.push(net);
         }
     }

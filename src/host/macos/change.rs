@@ -5,7 +5,7 @@
 
 use super::names::Names;
 use crate::config::Cidr;
-use crate::host::reversible::Reversible;
+use crate::host::reversible::{self, ParseError, Reversible};
 use core::fmt;
 use core::net::IpAddr;
 use core::str::FromStr;
@@ -204,24 +204,11 @@ impl fmt::Display for Route {
     }
 }
 
-/// A line that is no change: torn, or written by another version.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ParseError(String);
-
-impl fmt::Display for ParseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "'{}' describes no change", self.0)
-    }
-}
-
-impl core::error::Error for ParseError {}
-
 impl FromStr for Change {
     type Err = ParseError;
 
     fn from_str(line: &str) -> Result<Change, ParseError> {
-        let words: Vec<&str> = line.split(' ').collect();
-        parse(&words).ok_or_else(|| ParseError(line.into()))
+        reversible::read(line, parse)
     }
 }
 

@@ -38,14 +38,6 @@ impl Host for Machine {
         plan::plan(&have, names.is_some(), want)
     }
 
-    fn is_present(change: &Change, have: &Have, shown: &[Change]) -> bool {
-        have.shows(change, shown)
-    }
-
-    fn without(have: Have, changes: &[Change]) -> Have {
-        have.without(changes)
-    }
-
     fn apply(&mut self, change: &Change) -> io::Result<Outcome> {
         match change {
             Change::DnsSet(names) => scutil::set(names),

@@ -29,8 +29,8 @@
 use super::change::{Address, Change, Route, Way};
 use super::names::Names;
 use crate::config::Cidr;
-use crate::host::reversible::Reversible;
-use crate::host::want::{DEFAULT_V4, DEFAULT_V6, Family, Want, network};
+use crate::host::reversible::{Found, Reversible};
+use crate::host::want::{DEFAULT_V4, DEFAULT_V6, Family, Want, covers, network};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A captured network with the address 0 is cut until its first piece has this prefix; that piece is left out.
@@ -52,9 +52,8 @@ pub struct Have {
     pub routes: Vec<Route>,
 }
 
-impl Have {
-    /// Whether what `change` makes is there; `shown` is what the machine shows of ours, as the undo of each.
-    pub fn shows(&self, change: &Change, shown: &[Change]) -> bool {
+impl Found<Change> for Have {
+    fn shows(&self, change: &Change, shown: &[Change]) -> bool {
         match change {
             Change::MtuSet { mtu, .. } => self.mtu == *mtu,
             Change::AddressAdd(address) => self.addresses.contains(&address.address),
@@ -68,9 +67,7 @@ impl Have {
         }
     }
 
-    /// The machine as it would be without `changes`: what the plan that has made them started from.
-    #[must_use]
-    pub fn without(mut self, changes: &[Change]) -> Have {
+    fn without(mut self, changes: &[Change]) -> Have {
         for change in changes {
             match change {
                 Change::MtuSet { was, .. } => self.mtu = *was,
@@ -86,7 +83,9 @@ impl Have {
         }
         self
     }
+}
 
+impl Have {
     /// The route that a packet to anywhere in `net` takes without ztun: the most specific one that covers it.
     fn covering(&self, net: &Cidr) -> Option<&Route> {
         let covers = |route: &&Route| covers(&route.to, net);
@@ -210,11 +209,6 @@ fn push(nets: &mut Vec<Cidr>, net: Cidr) {
     if !nets.contains(&net) {
         nets.push(net);
     }
-}
-
-/// Whether all of `net` is in `outer`.
-fn covers(outer: &Cidr, net: &Cidr) -> bool {
-    outer.prefix <= net.prefix && outer.contains(net.addr)
 }
 
 /// The proxies that are not on loopback, and what is bypassed.

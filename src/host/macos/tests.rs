@@ -116,14 +116,6 @@ impl Host for Shared {
         plan::plan(&have, names.is_some(), want)
     }
 
-    fn is_present(change: &Change, have: &Have, shown: &[Change]) -> bool {
-        have.shows(change, shown)
-    }
-
-    fn without(have: Have, changes: &[Change]) -> Have {
-        have.without(changes)
-    }
-
     fn apply(&mut self, change: &Change) -> io::Result<Outcome> {
         let mut world = self.0.borrow_mut();
         world.step()?;

@@ -194,14 +194,6 @@ impl Host for Fake {
         Machine::plan(have, names, want)
     }
 
-    fn is_present(change: &Change, have: &Have, shown: &[Change]) -> bool {
-        Machine::is_present(change, have, shown)
-    }
-
-    fn without(have: Have, changes: &[Change]) -> Have {
-        Machine::without(have, changes)
-    }
-
     fn snapshot(&mut self, _device: &str) -> io::Result<Snapshot<Have>> {
         let world = self.0.borrow();
         let kernel = &world.kernel;

@@ -6,7 +6,7 @@
 use super::guard::Guard;
 use super::rows::Settings;
 use crate::config::Cidr;
-use crate::host::reversible::Reversible;
+use crate::host::reversible::{self, ParseError, Reversible};
 use crate::host::want::Family;
 use core::fmt;
 use core::net::IpAddr;
@@ -286,24 +286,11 @@ pub(super) fn parse_list<T: FromStr>(word: &str) -> Option<Vec<T>> {
     word.split(',').map(|word| word.parse().ok()).collect()
 }
 
-/// A line that is no change: torn, or written by another version.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ParseError(String);
-
-impl fmt::Display for ParseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "'{}' describes no change", self.0)
-    }
-}
-
-impl core::error::Error for ParseError {}
-
 impl FromStr for Change {
     type Err = ParseError;
 
     fn from_str(line: &str) -> Result<Change, ParseError> {
-        let words: Vec<&str> = line.split(' ').collect();
-        parse(&words).ok_or_else(|| ParseError(line.into()))
+        reversible::read(line, parse)
     }
 }
 

@@ -23,8 +23,8 @@ use super::change::{Address, Change, Outside, Policy, Route, Servers};
 use super::guard::{Guard, Kind, local_networks};
 use super::rows::Settings;
 use crate::config::Cidr;
-use crate::host::reversible::Reversible;
-use crate::host::want::{DEFAULT_V4, DEFAULT_V6, Family, Want, network};
+use crate::host::reversible::{Found, Reversible};
+use crate::host::want::{DEFAULT_V4, DEFAULT_V6, Family, Want, covers, network};
 use core::cmp::Reverse;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -77,9 +77,10 @@ impl Have {
             .filter(leads)
             .max_by_key(|route| (route.destination.prefix, Reverse(route.metric)))
     }
+}
 
-    /// Whether what `change` makes is there; `shown` are the undos of what the machine shows to be ours.
-    pub(super) fn shows(&self, change: &Change, shown: &[Change]) -> bool {
+impl Found<Change> for Have {
+    fn shows(&self, change: &Change, shown: &[Change]) -> bool {
         match change {
             Change::InterfaceSet { family, now, .. } => self.settings(*family) == Some(*now),
             Change::AddressAdd(address) => self.addresses.contains(&address.address),
@@ -97,8 +98,7 @@ impl Have {
         }
     }
 
-    /// The machine as it would be without `changes`.
-    pub(super) fn without(mut self, changes: &[Change]) -> Have {
+    fn without(mut self, changes: &[Change]) -> Have {
         for change in changes {
             match change {
                 Change::InterfaceSet { family, was, .. } => {
@@ -135,11 +135,6 @@ pub(super) fn is_settled(have: &Have, family: Family) -> bool {
         Family::of(&route.destination) == family && !addr.is_loopback() && !addr.is_multicast()
     };
     have.settings(family).is_some() || !have.machine.iter().any(leads_out)
-}
-
-/// Whether `net` lies in `outer`.
-fn covers(outer: &Cidr, net: &Cidr) -> bool {
-    outer.prefix <= net.prefix && outer.contains(net.addr)
 }
 
 /// The changes that lead from `have` to `want`, in their order. The machine's name servers are changed with `names` only.
