@@ -239,7 +239,7 @@ pub struct EngineStats {
     pub kept_outside: u64,
     /// Loops detected.
     pub loops: u64,
-    /// Octets from apps.
+    /// Octets from apps that sockets took, or that were swallowed since the target takes none any more.
     pub upload_octets: u64,
     /// Octets to apps.
     pub download_octets: u64,

@@ -15,7 +15,6 @@ use crate::time::Instant;
 impl Engine {
     /// In-order octets of a flow, straight out of a packet.
     pub(super) fn offer<'p>(&mut self, flow: FlowId, payload: &'p [u8], now: Instant) -> Output<'p> {
-        self.stats.upload_octets += payload.len() as u64;
         let socket = self.link_socket(flow);
         let upload = socket.and_then(|socket| self.sockets.tcp(socket)).map(|tcp| match &tcp.stage {
             Stage::Relay { upload, .. } => Some(*upload),
@@ -48,6 +47,7 @@ impl Engine {
     }
 
     fn keep(&mut self, flow: FlowId, payload: &[u8], taken: usize, now: Instant) {
+        self.stats.upload_octets += taken.min(payload.len()) as u64;
         if let Some(mut tcp) = self.stack.tcp(flow) {
             tcp.keep(payload, taken, now);
         }
@@ -182,6 +182,7 @@ impl Engine {
         match (&mut tcp.stage, purpose) {
             (Stage::Handshake { client, .. }, _) => client.wrote(octets),
             (Stage::Relay { .. }, Purpose::Flow(flow)) => {
+                self.stats.upload_octets += octets as u64;
                 if let Some(mut tcp) = self.stack.tcp(flow) {
                     tcp.consume(octets, now);
                 }
@@ -243,6 +244,7 @@ impl Engine {
             let (first, second) = tcp.recv();
             let octets = first.len() + second.len();
             tcp.consume(octets, now);
+            self.stats.upload_octets += octets as u64;
         }
     }
 

@@ -53,6 +53,25 @@ fn a_flow_is_told_with_its_ends_its_way_and_its_octets() {
     assert_eq!(world.engine.snapshot().tcp.time_wait, 1);
 }
 
+/// What waits for a socket that is full comes behind what waits already, and is counted all the same.
+#[test]
+fn octets_that_had_to_wait_for_a_socket_are_counted_once() {
+    let (mut world, app, socket) = connected(config());
+    world.fake(socket).room = Some(2);
+    for text in [&b"one"[..], b"three", b"eleven"] {
+        world.tcp(app).send_slice(text).expect("send");
+        world.settle();
+    }
+    assert_eq!(world.engine.stats().upload_octets, 2);
+    assert_eq!(flows(&world, 10)[0].upload_octets, 14);
+    for room in [Some(5), None] {
+        world.fake(socket).room = room;
+        world.settle();
+    }
+    assert_eq!(world.take_written(socket), b"onethreeeleven");
+    assert_eq!(world.engine.stats().upload_octets, 14);
+}
+
 #[test]
 fn an_association_is_told_with_whom_it_addressed_last() {
     let mut world = World::new(config(), false);
