@@ -91,7 +91,7 @@ cross_cargo() (
             export MACOSX_DEPLOYMENT_TARGET=$MACOS_MINIMUM SDKROOT=$CROSS_HOME/no-sdk CARGO_PROFILE_RELEASE_STRIP=none
             flags+=("-Clink-arg=-Wl,-x" "-Clink-arg=-Wl,-S") ;;
         *-windows-gnu)
-            linker=x86_64-w64-mingw32-gcc
+            linker=$ZTUN_ROOT/packaging/mingw-cc.sh
             flags+=("-Clink-arg=-Wl,--no-insert-timestamp") ;;
         *)
             # What is checked, or put into an archive, is not linked: there is no C library for it here.
