@@ -174,6 +174,14 @@ impl Run {
         let input = Stdio::from(OwnedFd::from(their_out.try_clone().unwrap()));
         command.stdin(input).stdout(OwnedFd::from(their_out)).stderr(OwnedFd::from(their_err));
         command.env_remove("ZTUN_SOCKS5").env_remove("RUST_LOG");
+        // A shell that runs the tests in the background has them ignore Ctrl-C, and all that they start (POSIX, asynchronous lists).
+        // SAFETY: signal is async-signal-safe, and SIG_DFL is no function of ours.
+        unsafe {
+            command.pre_exec(|| {
+                libc::signal(libc::SIGINT, libc::SIG_DFL);
+                Ok(())
+            })
+        };
         Run { child: command.spawn().unwrap(), out, err }
     }
 
