@@ -32,6 +32,16 @@ pub trait Reversible: Clone + PartialEq + fmt::Debug + fmt::Display + FromStr {
 
     /// What to try when the system refuses this with `error`, where there is something better to say than for any other change.
     fn remedy(&self, error: &io::Error) -> Option<&'static str>;
+
+    /// The change that a line describes, by what its words mean.
+    ///
+    /// # Errors
+    ///
+    /// It describes none.
+    fn read(line: &str, meaning: impl FnOnce(&[&str]) -> Option<Self>) -> Result<Self, ParseError> {
+        let words: Vec<&str> = line.split(' ').collect();
+        meaning(&words).ok_or_else(|| ParseError(line.into()))
+    }
 }
 
 /// The machine and the device, as a plan finds them.
@@ -55,9 +65,3 @@ impl fmt::Display for ParseError {
 }
 
 impl core::error::Error for ParseError {}
-
-/// The change that a line describes, by what its `words` mean.
-pub(super) fn read<C>(line: &str, words: impl FnOnce(&[&str]) -> Option<C>) -> Result<C, ParseError> {
-    let split: Vec<&str> = line.split(' ').collect();
-    words(&split).ok_or_else(|| ParseError(line.into()))
-}

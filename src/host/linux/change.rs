@@ -5,7 +5,7 @@
 
 use super::dns::Dns;
 use crate::config::Cidr;
-use crate::host::reversible::{self, ParseError, Reversible};
+use crate::host::reversible::{ParseError, Reversible};
 pub use crate::host::want::{Family, PROTOCOL};
 use core::fmt;
 use core::net::IpAddr;
@@ -409,7 +409,7 @@ impl FromStr for Change {
     type Err = ParseError;
 
     fn from_str(line: &str) -> Result<Change, ParseError> {
-        reversible::read(line, parse)
+        Change::read(line, parse)
     }
 }
 

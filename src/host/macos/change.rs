@@ -5,7 +5,7 @@
 
 use super::names::Names;
 use crate::config::Cidr;
-use crate::host::reversible::{self, ParseError, Reversible};
+use crate::host::reversible::{ParseError, Reversible};
 use core::fmt;
 use core::net::IpAddr;
 use core::str::FromStr;
@@ -208,7 +208,7 @@ impl FromStr for Change {
     type Err = ParseError;
 
     fn from_str(line: &str) -> Result<Change, ParseError> {
-        reversible::read(line, parse)
+        Change::read(line, parse)
     }
 }
 

@@ -6,7 +6,7 @@
 use super::guard::Guard;
 use super::rows::Settings;
 use crate::config::Cidr;
-use crate::host::reversible::{self, ParseError, Reversible};
+use crate::host::reversible::{ParseError, Reversible};
 use crate::host::want::Family;
 use core::fmt;
 use core::net::IpAddr;
@@ -290,7 +290,7 @@ impl FromStr for Change {
     type Err = ParseError;
 
     fn from_str(line: &str) -> Result<Change, ParseError> {
-        reversible::read(line, parse)
+        Change::read(line, parse)
     }
 }
 
