@@ -56,6 +56,8 @@ mod unicast_if;
 mod wakeup;
 #[cfg_attr(not(target_os = "linux"), path = "watch_plain.rs")]
 mod watch;
+#[cfg(not(target_os = "linux"))]
+mod without;
 
 pub use clock::Clock;
 pub use health::QUESTION;

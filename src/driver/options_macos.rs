@@ -1,28 +1,9 @@
-//! Options of sockets on macOS: what Linux has besides is done without.
+//! Options of sockets on macOS.
 
-use mio::Interest;
-use mio::net::TcpStream;
-use socket2::{Domain, Protocol, Socket, Type};
+pub(super) use super::without::{MARKS, STREAM, is_stuck, keep_ahead, mark, socket, speak_first, wake_at};
+use socket2::Socket;
 use std::io;
 use std::num::NonZeroU32;
-
-/// What is asked of the poll for a connection.
-pub(super) const STREAM: Interest = Interest::READABLE.add(Interest::WRITABLE);
-
-/// There are no marks: sockets are kept outside the tunnel by the interface that they leave by.
-pub(super) const MARKS: bool = false;
-
-/// A socket that never blocks and that no other program inherits.
-pub(super) fn socket(domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
-    let socket = Socket::new(domain, kind, Some(protocol))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-/// There are no marks.
-pub(super) fn mark(_socket: &Socket, _mark: u32) -> io::Result<()> {
-    Ok(())
-}
 
 /// Has a socket leave by this interface only, or by the one that the routes say (IP_BOUND_IF, IPV6_BOUND_IF).
 pub(super) fn bind_to(socket: &Socket, interface: Option<NonZeroU32>, v6: bool) -> io::Result<()> {
@@ -37,25 +18,7 @@ pub(super) fn keep_errors_apart(_socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// Every octet that comes is told of.
-pub(super) fn wake_at(_stream: &TcpStream, _octets: usize) -> io::Result<()> {
-    Ok(())
-}
-
-/// The kernel takes what its buffer holds.
-pub(super) fn keep_ahead(_stream: &TcpStream, _octets: u32) -> io::Result<()> {
-    Ok(())
-}
-
 /// Has a port whose last connections are in TIME-WAIT be free (SO_REUSEADDR; L5).
 pub(super) fn share_time_wait(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_address(true)
-}
-
-/// The last ACK of the handshake leaves at once.
-pub(super) fn speak_first(_socket: &Socket) {}
-
-/// Nobody tells: what is dead is found by the probes, or by the system's own patience.
-pub(super) fn is_stuck(_socket: &Socket, _resent: u8) -> io::Result<bool> {
-    Ok(false)
 }

@@ -1,9 +1,8 @@
-//! Options of sockets on Windows: what Linux has besides is done without.
+//! Options of sockets on Windows.
 
 use super::unicast_if;
-use mio::Interest;
-use mio::net::TcpStream;
-use socket2::{Domain, Protocol, Socket, Type};
+pub(super) use super::without::{MARKS, STREAM, is_stuck, keep_ahead, mark, socket, speak_first, wake_at};
+use socket2::Socket;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::windows::io::AsRawSocket;
@@ -11,24 +10,6 @@ use windows_sys::Win32::Networking::WinSock::{
     IP_UNICAST_IF, IPPROTO_IP, IPPROTO_IPV6, IPV6_UNICAST_IF, SIO_UDP_CONNRESET, SOCKET, SOCKET_ERROR,
     WSAIoctl, setsockopt,
 };
-
-/// What is asked of the poll for a connection.
-pub(super) const STREAM: Interest = Interest::READABLE.add(Interest::WRITABLE);
-
-/// There are no marks: sockets are kept outside the tunnel by the interface that they leave by.
-pub(super) const MARKS: bool = false;
-
-/// A socket that never blocks and that no other program inherits.
-pub(super) fn socket(domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
-    let socket = Socket::new(domain, kind, Some(protocol))?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
-}
-
-/// There are none.
-pub(super) fn mark(_socket: &Socket, _mark: u32) -> io::Result<()> {
-    Ok(())
-}
 
 /// Has a socket leave by this interface only, or by the one that the routes say (IP_UNICAST_IF, IPV6_UNICAST_IF).
 pub(super) fn bind_to(socket: &Socket, interface: Option<NonZeroU32>, v6: bool) -> io::Result<()> {
@@ -73,32 +54,15 @@ fn last_error() -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Every octet that comes is told of.
-pub(super) fn wake_at(_stream: &TcpStream, _octets: usize) -> io::Result<()> {
-    Ok(())
-}
-
-/// The kernel takes what its buffer holds.
-pub(super) fn keep_ahead(_stream: &TcpStream, _octets: u32) -> io::Result<()> {
-    Ok(())
-}
-
 /// A port whose last connections are in TIME-WAIT is free anyway; SO_REUSEADDR would let others take it here.
 pub(super) fn share_time_wait(_socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// The last ACK of the handshake leaves at once.
-pub(super) fn speak_first(_socket: &Socket) {}
-
-/// Nobody tells: what is dead is found by the probes, or by the system's own patience.
-pub(super) fn is_stuck(_socket: &Socket, _resent: u8) -> io::Result<bool> {
-    Ok(false)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socket2::{Domain, Protocol, Type};
 
     /// Wine 8.0 does not know the options.
     #[test]

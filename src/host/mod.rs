@@ -59,6 +59,8 @@ pub use unsupported::{
     Applied, Holder, RunDir, dry_run, holder, left_behind, name_servers, restore, restore_own, up,
 };
 
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+mod interface;
 mod report;
 mod reversible;
 #[cfg_attr(

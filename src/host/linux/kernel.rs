@@ -14,6 +14,7 @@ use super::standin;
 use crate::config::Cidr;
 use crate::host::Outcome;
 use crate::host::Reversible;
+pub use crate::host::interface::{find, index_of};
 use crate::netlink::Netlink;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
@@ -23,40 +24,12 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePortRange, RuleUidRange};
 use netlink_packet_route::{AddressFamily, IpProtocol, RouteNetlinkMessage};
-use std::ffi::CString;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 
 /// The kernel's settings for IPv6; the directory is missing when the kernel has none.
 const IPV6_SETTINGS: &str = "/proc/sys/net/ipv6/conf";
-
-/// The kernel's index of the interface `device`.
-///
-/// # Errors
-///
-/// ENODEV when there is none of that name.
-pub fn index_of(device: &str) -> io::Result<u32> {
-    let name = CString::new(device)?;
-    // SAFETY: the name is a string that ends with NUL and outlives the call.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::last_os_error()),
-        index => Ok(index),
-    }
-}
-
-/// The kernel's index of the interface `device`, if there is one of that name.
-///
-/// # Errors
-///
-/// The system's, when it cannot be asked: that says nothing about the interface.
-pub fn find(device: &str) -> io::Result<Option<u32>> {
-    match index_of(device) {
-        Ok(index) => Ok(Some(index)),
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
-        Err(error) => Err(error),
-    }
-}
 
 /// The machine and the device, which need not exist (`--dry-run`): then it is taken to be like one just made.
 pub(super) fn snapshot(netlink: &mut Netlink, device: &str) -> io::Result<Have> {

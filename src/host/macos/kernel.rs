@@ -9,10 +9,11 @@ use super::plan::Have;
 use super::request::{self, Request};
 use crate::config::Cidr;
 use crate::host::Outcome;
+pub use crate::host::interface::{find, index_of};
 use crate::route_socket::system::{self, Table};
 use crate::route_socket::{self as messages, Destination, Gateway, Message, RouteMessage};
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
@@ -25,33 +26,6 @@ pub(super) struct Kernel {
     /// Any sockets of the two families.
     v4: UdpSocket,
     v6: Option<UdpSocket>,
-}
-
-/// The kernel's index of the interface `device`.
-///
-/// # Errors
-///
-/// ENXIO when there is none of that name.
-pub fn index_of(device: &str) -> io::Result<u32> {
-    let name = CString::new(device)?;
-    // SAFETY: the name is a string that ends with NUL and outlives the call.
-    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
-        0 => Err(io::Error::last_os_error()),
-        index => Ok(index),
-    }
-}
-
-/// The kernel's index of the interface `device`, if there is one of that name.
-///
-/// # Errors
-///
-/// The system's, when it cannot be asked: that says nothing about the interface.
-pub fn find(device: &str) -> io::Result<Option<u32>> {
-    match index_of(device) {
-        Ok(index) => Ok(Some(index)),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 fn name_of(index: u16) -> Option<String> {
